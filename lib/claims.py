@@ -35,6 +35,10 @@ class Estimate:
     stderr: float = 0.0
     n: int = 1
 
+    def __post_init__(self):
+        if self.n < 1 or (self.n == 1 and self.stderr):
+            raise ValueError(f"n: got {self.n} with stderr {self.stderr:.3g}; an error bar needs at least 2 draws")
+
     def half_width(self, alpha: float = ALPHA) -> float:
         """Half-width ``t_{n-1}(1 - alpha/2) * stderr`` of the ``1 - alpha`` Student interval."""
         return 0.0 if self.n == 1 else float(stats.t.ppf(1 - alpha / 2, self.n - 1)) * self.stderr
@@ -117,13 +121,26 @@ class Claim:
         """``id`` and, where a claim has several cases, the case: unique in a notebook."""
         return f"{self.id} ({self.case})" if self.case else self.id
 
+    @property
+    def as_stated(self) -> bool:
+        """Whether the comparison, whatever became of the control, came out as the book says."""
+        # Beside a control, a reason can only be that of ``differs``; without one, there is nothing else to pass.
+        return self.passed if self.control is None else self.holds != bool(self.reason)
+
 
 def _holds(measured: Estimate, relation: str, predicted: float, finite_size: float) -> tuple[bool, float]:
     """Whether ``measured relation predicted`` within the tolerance, and the tolerance."""
     tolerance = measured.half_width() + finite_size
     distance = measured.value - predicted
     signed = {"=": abs(distance), "<": distance, ">": -distance}[relation]
-    return bool(signed <= tolerance), tolerance  # a NaN never holds
+    # A NaN never holds, and an infinite error bar excuses nothing.
+    return bool(signed <= tolerance < math.inf), tolerance
+
+
+def _fails(measured: Estimate, relation: str, predicted: float, finite_size: float) -> bool:
+    """Whether the comparison can be made and does not hold: a NaN refutes nothing."""
+    broken = any(math.isnan(x) for x in (measured.value, measured.stderr, predicted))
+    return not broken and not _holds(measured, relation, predicted, finite_size)[0]
 
 
 def claim(
@@ -172,6 +189,8 @@ def claim(
         raise ValueError(f"finite_size_from: {id} allows {finite_size:.3g} for finite size; say where that comes from")
     if control is None and not no_control:
         raise ValueError(f"control: {id} has none; give one, or say in no_control why none exists")
+    if control is not None and no_control:
+        raise ValueError(f"no_control: {id} has a control; drop one of the two")
 
     holds, tolerance = _holds(measured, relation, predicted, finite_size)
     record, control_fails = None, True
@@ -179,8 +198,8 @@ def claim(
         c_measured, c_predicted = control.measured or measured, predicted
         if control.predicted is not None:
             c_predicted = control.predicted
-        c_holds, c_tolerance = _holds(c_measured, relation, c_predicted, finite_size)
-        control_fails = not c_holds
+        c_tolerance = _holds(c_measured, relation, c_predicted, finite_size)[1]
+        control_fails = _fails(c_measured, relation, c_predicted, finite_size)
         record = {
             "description": control.description,
             "predicted": _round(c_predicted),
@@ -189,6 +208,7 @@ def claim(
             "tolerance": _round(c_tolerance),
             "fails": control_fails,
         }
+    as_stated = _fails(measured, relation, predicted, finite_size) if differs else holds
     agrees = "agrees in trend" if trend else "agrees"
     status = agrees if holds else "differs"
     monte_carlo = f"{100 * (1 - ALPHA):g} % Student interval over {measured.n} draws" if measured.n > 1 else ""
@@ -207,7 +227,7 @@ def claim(
         tolerance_from=" + ".join(filter(None, [monte_carlo, finite_size_from])) or "exact",
         control=record,
         holds=holds,
-        passed=(holds != bool(differs)) and control_fails,
+        passed=as_stated and control_fails,
         status=status,
         reason=differs or no_control,
     )

@@ -1,0 +1,49 @@
+"""One look for every figure: colours with a fixed meaning, type that stays readable on a phone.
+
+Okabe and Ito's palette keeps its differences for colour-blind readers; the two colours that matter most also differ in
+lightness. Figures are white cards, so that they look the same on a dark page.
+"""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WITHOUT_FIX = "#D55E00"  # vermilion: attention as it is
+WITH_FIX = "#0072B2"  # blue: attention with the fix
+THEORY = "#000000"  # a prediction is always a black line
+CASES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # neutral categories, in order of use
+MARKERS = ("o", "s", "^", "D", "v", "P")  # the same cases without colour
+MUTED = "#8A8A8A"  # what a figure shows only for comparison
+
+_RC = {
+    "figure.facecolor": "white",
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+}
+
+
+def use() -> None:
+    """Apply the style to every figure of this process."""
+    mpl.rcParams.update(_RC)
+
+
+def panels(count: int = 1, *, height: float = 3.6, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of 1 or 2 panels side by side, 6.4 inches wide: at 400 px its type is still some 10 px high."""
+    if count not in (1, 2):
+        raise ValueError(f"count: got {count}; a figure has 1 or 2 panels side by side, to stay readable at 400 px")
+    fig, axes = plt.subplots(1, count, figsize=(6.4, height), layout="constrained", sharey=sharey, squeeze=False)
+    return fig, list(axes[0])
+
+
+def label(ax: Axes, text: str, x: float, y: float, color: str, **kwargs) -> None:
+    """Name a curve where it runs, in its own colour, in place of a legend."""
+    ax.annotate(text, (x, y), color=color, xytext=kwargs.pop("offset", (4, 4)), textcoords="offset points", **kwargs)
