@@ -1,5 +1,6 @@
 """Where the numbers of a page come from: versions, seed, device, seconds, and the command that reruns it."""
 
+import json
 import platform
 import shlex
 import time
@@ -8,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+import yaml
 
 _started = time.perf_counter()  # a page imports `lib` in its first cell
 
@@ -30,18 +32,23 @@ class Provenance:
         )
 
 
-def provenance(notebook: str, seed: int, **parameters: object) -> Provenance:
-    """The provenance line of ``chapters/<notebook>.ipynb``.
+def provenance(notebook: str, seed: int) -> Provenance:
+    """The provenance line of ``chapters/<notebook>.ipynb``, which is run in its own folder.
+
+    The command takes the parameters of the paper's scale from the chapter's ``paper.yml``; where that file is not at
+    hand, as in a copy of the notebook alone, it takes none.
 
     Args:
         notebook: such as ``"attention/spectral_gap"``.
         seed: the page's.
-        parameters: the values that the paper's scale would take, for the command.
     """
-    versions = {"Python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in ("torch", "numpy", "scipy")}
     chapter, name = notebook.split("/")
-    overrides = " ".join(f"-p {key} {shlex.quote(str(value))}" for key, value in parameters.items())
-    command = f"papermill --cwd {Path('chapters', chapter)} {Path('chapters', notebook)}.ipynb {name}.paper.ipynb"
+    versions = {"Python": platform.python_version()}
+    versions |= {package: metadata.version(package) for package in ("torch", "numpy", "scipy")}
+    file = Path("paper.yml")
+    parameters = (yaml.safe_load(file.read_text()) or {}).get(name, {}) if file.exists() else {}
+    source = f"chapters/{notebook}.ipynb"
+    overrides = f" -y {shlex.quote(json.dumps(parameters))}" if parameters else ""
+    command = f"papermill --cwd chapters/{chapter} {source} {name}.paper.ipynb{overrides}"
     device = f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
-    return Provenance(seed, time.perf_counter() - _started, versions, device, f"{command} {overrides}".strip())
+    return Provenance(seed, time.perf_counter() - _started, versions, device, command)

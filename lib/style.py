@@ -4,10 +4,16 @@ Okabe and Ito's palette keeps its differences for colour-blind readers; the two 
 lightness. Figures are white cards, so that they look the same on a dark page.
 """
 
+from collections.abc import Sequence
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from torch import Tensor
+
+from lib.claims import estimate
 
 WITHOUT_FIX = "#D55E00"  # vermilion: attention as it is
 WITH_FIX = "#0072B2"  # blue: attention with the fix
@@ -42,6 +48,18 @@ def panels(count: int = 1, *, height: float = 3.6, sharey: bool = False) -> tupl
         raise ValueError(f"count: got {count}; a figure has 1 or 2 panels side by side, to stay readable at 400 px")
     fig, axes = plt.subplots(1, count, figsize=(6.4, height), layout="constrained", sharey=sharey, squeeze=False)
     return fig, list(axes[0])
+
+
+def size_axis(ax: Axes, sizes: Sequence[int], name: str = "$T$") -> None:
+    """A logarithmic horizontal axis with a tick at each size that was run."""
+    ax.set(xscale="log", xlabel=name, xticks=sizes, xticklabels=sizes)
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def means(ax: Axes, x: Sequence[float] | Tensor, draws: Tensor, color: str, marker: str = "o", **kwargs) -> None:
+    """Means over draws with 95 % intervals; ``draws`` has shape (points, draws)."""
+    bars = [estimate(values).half_width(0.05) for values in draws]
+    ax.errorbar(x, draws.mean(-1), bars, fmt=marker, color=color, **kwargs)
 
 
 def label(ax: Axes, text: str, x: float, y: float, color: str, **kwargs) -> None:

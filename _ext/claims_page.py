@@ -1,0 +1,224 @@
+"""``{claims}``: every claim of the book in one table per chapter, read from the executed notebooks.
+
+The records come from the notebooks' outputs (``lib.claims.MIME``), in the order of the table of contents. Where a run
+at the paper's scale has left ``<claims_paper_dir>/<chapter>/<notebook>.ipynb``, its figures stand beside the book's.
+A claim that fails is a warning, so that a strict build fails and names the notebook and the claim.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from lib.claims import MIME, Claim
+
+log = logging.getLogger(__name__)
+
+HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
+STATUSES = ("agrees", "agrees in trend", "differs", "not attempted")
+SIGNS = {"=": "", "<": "≤ ", ">": "≥ "}
+COLUMNS = {"Claim": 28, "Predicted": 9, "Measured": 13, "Tolerance": 20, "Control": 18, "Verdict": 12}
+PAPER_COLUMNS = {"At the paper's scale": 13, "Verdict there": 10}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim, the page it stands on, and the same claim at the paper's scale, if that was run."""
+
+    uri: str
+    here: Claim | None
+    paper: Claim | None
+
+    @property
+    def claim(self) -> Claim:
+        """The claim to name and state: this run's where there is one (a case may exist at the paper's scale only)."""
+        return self.here or self.paper
+
+
+def read_claims(notebook: Path) -> tuple[list[Claim], str]:
+    """The claims that ``notebook`` carries, and the id of the heading above the first of them."""
+    claims, heading, anchor = [], "", ""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            heading = ([heading, *HEADING.findall(cell.source)])[-1]
+        for output in cell.get("outputs", []):
+            if MIME in output.get("data", {}):
+                claims += [Claim(**record) for record in output["data"][MIME]]
+                anchor = anchor or nodes.make_id(heading)
+    return claims, anchor
+
+
+def in_reading_order(site_map: Any) -> Iterator[str]:
+    """Document names in the order of the table of contents."""
+
+    def walk(docname: str) -> Iterator[str]:
+        yield docname
+        for child in site_map[docname].child_files():
+            yield from walk(child)
+
+    yield from walk(site_map.root.docname)
+
+
+def number(x: float | None) -> str:
+    """Three significant digits: BLAS and the number of threads move the rest."""
+    return "–" if x is None else f"{x:.3g}"
+
+
+def measured(claim: Claim) -> str:
+    """``value ± half-width``."""
+    error = f" ± {claim.half_width:.2g}" if claim.half_width else ""
+    return (number(claim.measured) + error).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def predicted(claim: Claim) -> str:
+    """The prediction, with its sign where the claim is a bound."""
+    return number(claim.predicted) if claim.predicted is None else SIGNS[claim.relation] + number(claim.predicted)
+
+
+def verdict(claim: Claim) -> str:
+    """The status, or why the claim fails."""
+    if claim.passed:
+        return claim.status
+    return "fails: the control passes" if claim.control and not claim.control["fails"] else f"fails: {claim.status}"
+
+
+def with_math(text: str) -> list[nodes.Node]:
+    """Text nodes, and math nodes for what stands between dollar signs."""
+    parts = re.split(r"\$([^$]+)\$", text)
+    return [nodes.math(p, p) if i % 2 else nodes.Text(p) for i, p in enumerate(parts) if p]
+
+
+def note(text: str) -> nodes.paragraph:
+    """A second, smaller line in a cell."""
+    return nodes.paragraph("", "", *with_math(text), classes=["claim-note"])
+
+
+def plain(text: str) -> nodes.paragraph:
+    """The first line of a cell."""
+    return nodes.paragraph("", "", *with_math(text))
+
+
+def claim_cell(row: Row) -> list[nodes.Node]:
+    """Id (linked to the page that checks it), tag, case, statement, source."""
+    claim = row.claim
+    link = nodes.reference("", "", nodes.strong("", claim.id), refuri=row.uri, internal=True)
+    tag = nodes.inline("", claim.tag, classes=["claim-tag"])
+    case = [nodes.Text(" "), *with_math(claim.case)] if claim.case else []
+    head = nodes.paragraph("", "", link, nodes.Text(" "), tag, *case)
+    return [head, plain(claim.statement), note(claim.source)]
+
+
+def control_cell(claim: Claim) -> list[nodes.Node]:
+    """What was changed, what came out, and whether the rule rejected it."""
+    if claim.control is None:
+        return [note(claim.no_control)] if claim.no_control else []
+    word = "rejected" if claim.control["fails"] else "NOT rejected"
+    against = SIGNS[claim.relation] + number(claim.control["predicted"])
+    return [plain(word), note(f"{claim.control['description']}: {number(claim.control['measured'])} against {against}")]
+
+
+def cells(row: Row, with_paper: bool) -> list[list[nodes.Node]]:
+    """The cells of one row, in the order of the columns."""
+    claim, there = row.here, row.paper
+    if claim is None:
+        here = [[], [], [], [], [plain("not run at this scale")]]
+    else:
+        tolerance = [plain(number(claim.tolerance)), note(claim.tolerance_from)]
+        here = [[plain(predicted(claim))], [plain(measured(claim))], tolerance, control_cell(claim)]
+        here.append([plain(verdict(claim)), *([note(claim.reason)] if claim.reason else [])])
+    paper = []
+    if with_paper:
+        paper = [[], []]
+        if there is not None:
+            paper = [[plain(measured(there)), note(f"predicted {predicted(there)}")], [plain(verdict(there))]]
+    return [claim_cell(row), *here, *paper]
+
+
+def state(row: Row) -> str:
+    """CSS class of a row."""
+    runs = [claim for claim in (row.here, row.paper) if claim is not None]
+    return nodes.make_id("claim " + ("failed" if any(not c.passed for c in runs) else row.claim.status))
+
+
+def table(rows: list[Row]) -> nodes.table:
+    """One chapter's claims; each cell repeats its column's name, for screens where a row becomes a card."""
+    with_paper = any(row.paper for row in rows)
+    columns = COLUMNS | (PAPER_COLUMNS if with_paper else {})
+    head = nodes.row("", *(nodes.entry("", nodes.paragraph("", name)) for name in columns))
+    body = []
+    for row in rows:
+        entries = []
+        for name, content in zip(columns, cells(row, with_paper), strict=True):
+            label = nodes.paragraph("", name, classes=["claim-label"])
+            entries.append(nodes.entry("", *([label, *content] if content else [])))
+        body.append(nodes.row("", *entries, classes=[state(row)]))
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in columns.values()), cols=len(columns))
+    group += [nodes.thead("", head), nodes.tbody("", *body)]
+    return nodes.table("", group, classes=["claims"])
+
+
+def summary(rows: list[Row]) -> nodes.paragraph:
+    """How many claims there are, and how many of each status."""
+    found = [row.here for row in rows if row.here is not None]
+    counts = Counter(claim.status for claim in found)
+    counts["fails"] = sum(not claim.passed for claim in found)
+    said = ", ".join(f"{status} {counts[status]}" for status in (*STATUSES, "fails") if counts[status])
+    text = f"Claims {len({c.id for c in found})}, checks {len(found)}: {said}." if found else "No claims yet."
+    return nodes.paragraph("", "", nodes.strong("", text), classes=["claims-summary"])
+
+
+class ClaimsPage(SphinxDirective):
+    """The summary line, then for each chapter a heading and its table."""
+
+    def run(self) -> list[nodes.Node]:
+        chapters: dict[str, list[Row]] = {}
+        for docname in in_reading_order(self.config.external_site_map):
+            if str(self.env.doc2path(docname)).endswith(".ipynb"):
+                chapters.setdefault(Path(docname).parent.name, []).extend(self.rows(docname))
+        out: list[nodes.Node] = [summary([row for rows in chapters.values() for row in rows])]
+        for chapter, rows in chapters.items():
+            if rows:
+                title = nodes.title("", self.title(chapter))
+                out.append(nodes.section("", title, table(rows), ids=[f"claims-{chapter}"]))
+        return out
+
+    def rows(self, docname: str) -> list[Row]:
+        """The claims of one notebook, paired with those of its run at the paper's scale."""
+        here, anchor = self.claims(Path(self.env.doc2path(docname)))
+        there, _ = self.claims(Path(self.env.srcdir, self.config.claims_paper_dir, *Path(docname).parts[-2:]))
+        page = self.env.app.builder.get_relative_uri(self.env.docname, docname)
+        uri = f"{page}#{anchor}" if anchor else page
+        by_key = {claim.key: claim for claim in here}
+        paper = {claim.key: claim for claim in there}
+        return [Row(uri, by_key.get(key), paper.get(key)) for key in by_key | paper]
+
+    def claims(self, notebook: Path) -> tuple[list[Claim], str]:
+        """Read ``notebook`` (nothing, where there is none), depend on it, and warn of each claim that fails."""
+        notebook = notebook.with_suffix(".ipynb")
+        if not notebook.is_file():
+            return [], ""
+        self.env.note_dependency(str(notebook))
+        found, anchor = read_claims(notebook)
+        for claim in found:
+            if not claim.passed:
+                log.warning("claim %s of %s %s", claim.key, notebook, verdict(claim), type="claims", subtype="failed")
+        return found, anchor
+
+    def title(self, chapter: str) -> str:
+        """The chapter's title: the first heading of its index page."""
+        return HEADING.findall(Path(self.env.srcdir, "chapters", chapter, "index.md").read_text(encoding="utf-8"))[0]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directive and where runs at the paper's scale are looked for, relative to the book's source."""
+    app.add_config_value("claims_paper_dir", "_build/paper", "env", [str])
+    app.add_directive("claims", ClaimsPage)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
