@@ -26,8 +26,8 @@ _RC = {
     "figure.facecolor": "white",
     "figure.dpi": 110,
     "savefig.bbox": "tight",
-    "font.size": 12,
-    "axes.titlesize": 12,
+    "font.size": 13,
+    "axes.titlesize": 13,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
@@ -43,10 +43,10 @@ def use() -> None:
 
 
 def panels(count: int = 1, *, height: float = 3.6, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of 1 or 2 panels side by side, 6.4 inches wide: at 400 px its type is still some 10 px high."""
+    """A figure of 1 or 2 panels side by side, 6 inches wide: at 400 px its type is still some 10 px high."""
     if count not in (1, 2):
         raise ValueError(f"count: got {count}; a figure has 1 or 2 panels side by side, to stay readable at 400 px")
-    fig, axes = plt.subplots(1, count, figsize=(6.4, height), layout="constrained", sharey=sharey, squeeze=False)
+    fig, axes = plt.subplots(1, count, figsize=(6.0, height), layout="constrained", sharey=sharey, squeeze=False)
     return fig, list(axes[0])
 
 
