@@ -18,13 +18,12 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from lib.claims import MIME, Claim
+from lib.claims import MIME, Claim, number
 
 log = logging.getLogger(__name__)
 
 HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 STATUSES = ("agrees", "agrees in trend", "differs", "not attempted")
-SIGNS = {"=": "", "<": "≤ ", ">": "≥ "}
 COLUMNS = {"Claim": 28, "Predicted": 9, "Measured": 13, "Tolerance": 20, "Control": 18, "Verdict": 12}
 PAPER_COLUMNS = {"At the paper's scale": 13, "Verdict there": 10}
 
@@ -67,27 +66,9 @@ def in_reading_order(site_map: Any) -> Iterator[str]:
     yield from walk(site_map.root.docname)
 
 
-def number(x: float | None) -> str:
-    """Three significant digits: BLAS and the number of threads move the rest."""
-    return "–" if x is None else f"{x:.3g}"
-
-
-def measured(claim: Claim) -> str:
-    """``value ± half-width``."""
-    error = f" ± {claim.half_width:.2g}" if claim.half_width else ""
-    return (number(claim.measured) + error).replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def predicted(claim: Claim) -> str:
-    """The prediction, with its sign where the claim is a bound."""
-    return number(claim.predicted) if claim.predicted is None else SIGNS[claim.relation] + number(claim.predicted)
-
-
-def verdict(claim: Claim) -> str:
-    """The status, or why the claim fails."""
-    if claim.passed:
-        return claim.status
-    return "fails: the control passes" if claim.control and not claim.control["fails"] else f"fails: {claim.status}"
+def unbroken(text: str) -> str:
+    """The same text on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def with_math(text: str) -> list[nodes.Node]:
@@ -120,9 +101,7 @@ def control_cell(claim: Claim) -> list[nodes.Node]:
     """What was changed, what came out, and whether the rule rejected it."""
     if claim.control is None:
         return [note(claim.no_control)] if claim.no_control else []
-    word = "rejected" if claim.control["fails"] else "NOT rejected"
-    against = SIGNS[claim.relation] + number(claim.control["predicted"])
-    return [plain(word), note(f"{claim.control['description']}: {number(claim.control['measured'])} against {against}")]
+    return [note(f"{claim.control['description']}: {claim.control_outcome}")]
 
 
 def cells(row: Row, with_paper: bool) -> list[list[nodes.Node]]:
@@ -132,13 +111,13 @@ def cells(row: Row, with_paper: bool) -> list[list[nodes.Node]]:
         here = [[], [], [], [], [plain("not run at this scale")]]
     else:
         tolerance = [plain(number(claim.tolerance)), note(claim.tolerance_from)]
-        here = [[plain(predicted(claim))], [plain(measured(claim))], tolerance, control_cell(claim)]
-        here.append([plain(verdict(claim)), *([note(claim.reason)] if claim.reason else [])])
+        here = [[plain(claim.bound)], [plain(unbroken(claim.interval))], tolerance, control_cell(claim)]
+        here.append([plain(claim.verdict), *([note(claim.reason)] if claim.reason else [])])
     paper = []
     if with_paper:
         paper = [[], []]
         if there is not None:
-            paper = [[plain(measured(there)), note(f"predicted {predicted(there)}")], [plain(verdict(there))]]
+            paper = [[plain(unbroken(there.interval)), note(f"predicted {there.bound}")], [plain(there.verdict)]]
     return [claim_cell(row), *here, *paper]
 
 
@@ -209,7 +188,7 @@ class ClaimsPage(SphinxDirective):
         found, anchor = read_claims(notebook)
         for claim in found:
             if not claim.passed:
-                log.warning("claim %s of %s %s", claim.key, notebook, verdict(claim), type="claims", subtype="failed")
+                log.warning("claim %s of %s %s", claim.key, notebook, claim.verdict, type="claims", subtype="failed")
         return found, anchor
 
     def title(self, chapter: str) -> str:

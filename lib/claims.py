@@ -22,10 +22,15 @@ from scipy import stats
 MIME = "application/vnd.book.claims+json"
 # A book of a hundred claims then shows one false alarm in a hundred runs at a fresh seed.
 ALPHA = 1e-4
-RELATIONS = {"=": "equal to", "<": "at most", ">": "at least"}
+SIGNS = {"=": "", "<": "≤ ", ">": "≥ "}
 TAGS = ("paper", "sharp", "beyond")
 # Six digits travel in the record: enough for every reader, few enough to be the same on every machine.
 _DIGITS = 6
+
+
+def number(x: float | None) -> str:
+    """Three significant digits, since BLAS and the number of threads move the rest; a dash for what is not there."""
+    return "–" if x is None else f"{x:.3g}"
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,31 @@ class Claim:
         """``id`` and, where a claim has several cases, the case: unique in a notebook."""
         return f"{self.id} ({self.case})" if self.case else self.id
 
+    @property
+    def bound(self) -> str:
+        """The prediction as text, such as ``≤ 2``."""
+        return SIGNS[self.relation] + number(self.predicted)
+
+    @property
+    def interval(self) -> str:
+        """The measurement as text, such as ``1.93 ± 0.2``."""
+        return number(self.measured) + (f" ± {self.half_width:.2g}" if self.half_width else "")
+
+    @property
+    def verdict(self) -> str:
+        """The status, or why the check fails."""
+        if self.passed:
+            return self.status
+        return "FAILS: the control passes" if self.control and not self.control["fails"] else f"FAILS: {self.status}"
+
+    @property
+    def control_outcome(self) -> str:
+        """What became of the control, such as ``2.6 against ≤ 2, rejected``; empty where there is none."""
+        if self.control is None:
+            return ""
+        values = f"{number(self.control['measured'])} against {SIGNS[self.relation]}{number(self.control['predicted'])}"
+        return f"{values}, {'rejected' if self.control['fails'] else 'NOT rejected'}"
+
 
 def _holds(measured: Estimate, relation: str, predicted: float, finite_size: float) -> tuple[bool, float]:
     """Whether ``measured relation predicted`` within the tolerance, and the tolerance."""
@@ -182,8 +212,8 @@ def claim(
     """
     if tag not in TAGS:
         raise ValueError(f"tag: got {tag!r}; use one of {', '.join(TAGS)}")
-    if relation not in RELATIONS:
-        raise ValueError(f"relation: got {relation!r}; use one of {', '.join(RELATIONS)}")
+    if relation not in SIGNS:
+        raise ValueError(f"relation: got {relation!r}; use one of {', '.join(SIGNS)}")
     if not (math.isfinite(finite_size) and finite_size >= 0):
         raise ValueError(f"finite_size: got {finite_size}; it is a distance, finite and >= 0")
     if finite_size and not finite_size_from:
@@ -297,9 +327,7 @@ class Claims:
         return {"text/plain": repr(self), "text/html": self._html(), MIME: self.record()}
 
     def __repr__(self) -> str:
-        return "\n".join(
-            f"{c.key}: {_verdict(c)}; predicted {_number(c.predicted)}, measured {_measured(c)}" for c in self
-        )
+        return "\n".join(f"{c.key}: {c.verdict}; predicted {c.bound}, measured {c.interval}" for c in self)
 
     def _html(self) -> str:
         head = "".join(f"<th>{h}</th>" for h in ("Claim", "Predicted", "Measured", "Tolerance", "Control", "Verdict"))
@@ -310,20 +338,6 @@ class Claims:
 def _round(x: float) -> float | None:
     """To the digits of the record; values that are not finite have no JSON and become None."""
     return float(f"{x:.{_DIGITS}g}") if math.isfinite(x) else None
-
-
-def _number(x: float | None) -> str:
-    return "–" if x is None else f"{x:.3g}"
-
-
-def _measured(c: Claim) -> str:
-    return _number(c.measured) + (f" ± {c.half_width:.2g}" if c.half_width else "")
-
-
-def _verdict(c: Claim) -> str:
-    if c.passed:
-        return c.status
-    return "FAILS: the control passes" if c.control and not c.control["fails"] else f"FAILS: {c.status}"
 
 
 def _text(s: str) -> str:
@@ -337,19 +351,14 @@ def _text(s: str) -> str:
 
 
 def _row(c: Claim) -> str:
-    sign = {"=": "", "<": "≤ ", ">": "≥ "}[c.relation]
-    control = _text(c.no_control)
-    if c.control is not None:
-        word = "rejected" if c.control["fails"] else "NOT rejected"
-        value, against = _number(c.control["measured"]), _number(c.control["predicted"])
-        control = f"{_text(c.control['description'])}: {value} against {sign}{against}, {word}"
+    control = c.no_control if c.control is None else f"{c.control['description']}: {c.control_outcome}"
     cells = [
         f"<strong>{_text(c.key)}</strong> {_text(c.statement)}",
-        sign + _number(c.predicted),
-        _measured(c),
-        f'<span title="{html.escape(c.tolerance_from)}">{_number(c.tolerance)}</span>',
-        control,
-        _verdict(c) + (f": {_text(c.reason)}" if c.reason else ""),
+        c.bound,
+        c.interval,
+        f'<span title="{html.escape(c.tolerance_from)}">{number(c.tolerance)}</span>',
+        _text(control),
+        c.verdict + (f": {_text(c.reason)}" if c.reason else ""),
     ]
     state = "pass" if c.passed else "fail"
     return f'<tr class="claim-{state}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -35,8 +35,8 @@ def checked(passed: str, claim: str = "T1") -> str:
     """Code of a cell that leaves a claim without importing torch."""
     record = (
         f"id={claim!r}, case='', tag='paper', statement='s', source='p', relation='=', predicted=1.0, measured=2.0, "
-        "half_width=0.1, n=9, tolerance=0.1, tolerance_from='t', control=None, holds=ok, passed=ok, "
-        "status='agrees' if ok else 'differs', reason='none exists'"
+        "half_width=0.1, n=9, tolerance=0.1, tolerance_from='t', control=None, no_control='none exists', "
+        "holds=ok, as_stated=ok, passed=ok, status='agrees' if ok else 'differs', reason=''"
     )
     return f"ok = {passed}\ndisplay({{{MIME!r}: [dict({record})], 'text/plain': 'a table'}}, raw=True)"
 
@@ -156,7 +156,7 @@ def test_a_failing_cell_and_a_failing_claim_are_named_and_the_others_kept(book):
     assert not (book.build / "site").exists()
 
     notebook(book, "one", "print(2)", checked("seed > 1"))
-    with pytest.raises(BookError, match=r"c/one, cell \[3\]: claim T1 fails: measured 2 ± 0.1, predicted 1"):
+    with pytest.raises(BookError, match=r"c/one, cell \[3\]: claim T1 fails: predicted 1, measured 2 ± 0.1"):
         make_book(book)
     with pytest.raises(BookError, match="claim T1"):  # a failure is not remembered as a success
         make_book(book)
@@ -271,7 +271,7 @@ def test_paper_runs_at_its_parameters_and_once(book, capsys):
     make_paper(book, None)
     assert outputs(book, "one", "paper")[4][0].text == "1 7\n"
     said = capsys.readouterr().out
-    assert "T2     1          2         0.1        agrees" in said
+    assert "T2     1          2 ± 0.1   0.1        agrees" in said
     make_paper(book, "c/one")
     assert runs(book) == {"one": 1, "two": 1}
     assert list(current_results(book)) == ["c/one", "c/two"]

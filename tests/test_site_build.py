@@ -109,7 +109,7 @@ def test_failing_claim_fails_the_build_and_leaves_the_previous_site(source: Path
     site.mkdir()
     (site / "index.html").write_text("previous")
     notebook(source / "chapters" / "one" / "page.ipynb", claims(2.5))
-    with pytest.raises(SiteError, match=r"claim Z1 of .*one/page\.ipynb fails: differs"):
+    with pytest.raises(SiteError, match=r"claim Z1 of .*one/page\.ipynb FAILS: differs"):
         build(source, site, log=tmp_path / "log")
     assert (site / "index.html").read_text() == "previous"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "site", "source"]

@@ -1,42 +1,31 @@
 """The claims that a notebook carries in its outputs, read back."""
 
-from typing import Any
-
 import nbformat
 
-from lib.claims import MIME, Claim
+from lib.claims import MIME, Claim, number
 from tools.keys import code_cells
 
 
 def claims_of(notebook: nbformat.NotebookNode) -> list[tuple[int, Claim]]:
     """Every claim with the number of the code cell that checked it, as Jupyter shows it."""
     found = []
-    for number, cell in enumerate(code_cells(notebook), 1):
+    for position, cell in enumerate(code_cells(notebook), 1):
         for output in cell.get("outputs", []):
-            found += [(number, Claim(**record)) for record in output.get("data", {}).get(MIME, [])]
+            found += [(position, Claim(**record)) for record in output.get("data", {}).get(MIME, [])]
     return found
 
 
 def failures(notebook: nbformat.NotebookNode) -> list[str]:
     """One line for each claim that did not come out as the book says."""
-    return [f"cell [{number}]: claim {why(claim)}" for number, claim in claims_of(notebook) if not claim.passed]
+    return [f"cell [{position}]: claim {why(claim)}" for position, claim in claims_of(notebook) if not claim.passed]
 
 
 def why(claim: Claim) -> str:
     """What a failed claim compared."""
-    text = f"{claim.key} fails: {comparison(claim)}"
+    text = f"{claim.key} fails: predicted {claim.bound}, measured {claim.interval}, tolerance {number(claim.tolerance)}"
     if claim.control and not claim.control["fails"]:
         text += f"; its control passes ({claim.control['description']})"
     return text
-
-
-def comparison(claim: Claim) -> str:
-    """``measured 1 ± 0.1, predicted at most 2, tolerance 0.1``."""
-    bound = {"=": "", "<": "at most ", ">": "at least "}[claim.relation]
-    return (
-        f"measured {_number(claim.measured)} ± {_number(claim.half_width)}, "
-        f"predicted {bound}{_number(claim.predicted)}, tolerance {_number(claim.tolerance)}"
-    )
 
 
 def table(claims: list[Claim]) -> str:
@@ -48,9 +37,4 @@ def table(claims: list[Claim]) -> str:
 
 
 def _row(claim: Claim) -> tuple[str, ...]:
-    numbers = (_number(x) for x in (claim.predicted, claim.measured, claim.tolerance))
-    return (claim.key, *numbers, claim.status if claim.passed else "FAILS")
-
-
-def _number(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return (claim.key, claim.bound, claim.interval, number(claim.tolerance), claim.verdict)
