@@ -1,12 +1,12 @@
-"""``{paste-figure}``: a figure that a notebook has glued, shown on another page and linked to its notebook.
+"""``{paste-figure}``: a figure of a notebook, shown on another page and linked to its notebook.
 
-MyST-NB's own cross-page paste knows no alt text and does not copy the image; hence this directive. In the notebook:
-``glue("key", fig, display=False)``. On the page::
+The figure is the one whose cell is named so in its metadata, ``mystnb: {figure: {name}, image: {alt}}``::
 
-    ```{paste-figure} chapters/attention/spectral_gap
-    :key: fig_spectral_gap
-    :alt: what the figure shows
+    ```{paste-figure} chapters/attention/rank_collapse
+    :figure: fig-attention-collapse
     ```
+
+MyST-NB's own cross-page paste knows no alt text and does not copy the image; hence this directive.
 """
 
 import base64
@@ -21,46 +21,40 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-# glue(..., display=False) stores the image under this prefixed type, display=True under the plain one.
-PNG = ("application/papermill.record/image/png", "image/png")
 
-
-def glued_png(notebook: Path, key: str) -> bytes | None:
-    """The PNG that ``notebook`` glued under ``key``, or None."""
+def named_figure(notebook: Path, name: str) -> tuple[bytes, str] | None:
+    """The PNG and the alt text of the cell of ``notebook`` whose figure has that name, or None."""
     for cell in nbformat.read(notebook, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if output.get("metadata", {}).get("scrapbook", {}).get("name") == key:
-                for mime in PNG:
-                    if mime in output["data"]:
-                        return base64.b64decode(output["data"][mime])
+        told = cell.metadata.get("mystnb", {})
+        if told.get("figure", {}).get("name") == name:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output["data"]["image/png"]), told.get("image", {}).get("alt", "")
     return None
 
 
 class PasteFigure(SphinxDirective):
-    """An image node made from a glued figure, inside a link to its notebook."""
+    """An image node made from a notebook's figure, inside a link to its notebook."""
 
     required_arguments = 1
-    option_spec: ClassVar = {"key": directives.unchanged_required, "alt": directives.unchanged_required}
+    option_spec: ClassVar = {"figure": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        docname, key = self.arguments[0], self.options.get("key", "")
-        if not key or not self.options.get("alt"):
-            raise self.error("paste-figure: give both :key: and :alt:")
+        docname, name = self.arguments[0], self.options.get("figure", "")
         notebook = Path(self.env.srcdir, f"{docname}.ipynb")
         if not notebook.is_file():
             raise self.error(f"paste-figure: there is no notebook {notebook}")
         self.env.note_dependency(str(notebook))
-        png = glued_png(notebook, key)
-        if png is None:
-            raise self.error(
-                f'paste-figure: {docname}.ipynb glues no image {key!r}; add glue("{key}", fig, display=False)'
-            )
+        found = named_figure(notebook, name)
+        if found is None:
+            raise self.error(f"paste-figure: {docname}.ipynb has no figure {name!r}; give its name as :figure:")
+        png, alt = found
         # Beside the doctrees, as MyST-NB does it: build output, never in the source tree's own folders.
         image = Path(self.env.doctreedir).parent / "pasted" / f"{hashlib.sha256(png).hexdigest()}.png"
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(png)
         page_folder = Path(self.env.srcdir, self.env.docname).parent
-        node = nodes.image(uri=os.path.relpath(image, page_folder), alt=self.options["alt"])
+        node = nodes.image(uri=os.path.relpath(image, page_folder), alt=alt)
         uri = self.env.app.builder.get_relative_uri(self.env.docname, docname)
         return [nodes.paragraph("", "", nodes.reference("", "", node, refuri=uri, internal=True), classes=["pasted"])]
 

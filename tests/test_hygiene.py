@@ -12,6 +12,7 @@ from tools.hygiene import problems
 from tools.layout import Book, read
 from tools.records import claims_of
 from tools.refresh import KERNELSPEC
+from tools.setup_cell import with_setup
 
 BOOK = Book(Path(__file__).parent.parent)
 NOTEBOOKS = sorted((BOOK.root / "chapters").glob("*/[!.]*.ipynb"))
@@ -20,6 +21,13 @@ NOTEBOOKS = sorted((BOOK.root / "chapters").glob("*/[!.]*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_notebook_is_in_order(path):
     assert problems(read(path)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_cell_for_colab_fits_the_address(path):
+    assert [c.source for c in with_setup(BOOK, read(path)).cells] == [c.source for c in read(path).cells], (
+        "make refresh"
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -248,6 +248,22 @@ def gone(pid: int) -> bool:
     return False
 
 
+def test_refresh_adds_the_cell_that_colab_needs_only_where_there_is_an_address(book):
+    def sources() -> list[str]:
+        return [cell.source for cell in read(book.path("c/two")).cells]
+
+    before = sources()
+    config = book.root / "_config.yml"
+    for url in ("https://example.org/book.git", "https://example.org/moved.git"):
+        write(config, f"repository:\n  url: {url}\n")
+        refresh(book, "c/two")
+        assert [source for source in sources() if f'"git+{url}"' in source] == [sources()[1]]
+        assert len(sources()) == len(before) + 1
+    write(config, 'repository:\n  url: ""\n')
+    refresh(book, "c/two")
+    assert sources() == before
+
+
 def test_refresh_rewrites_the_same_bytes(book):
     refresh(book, "c/two")
     first = book.path("c/two").read_text()

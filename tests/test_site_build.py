@@ -27,8 +27,7 @@ chapters:
 INDEX = """# Home
 
 ```{paste-figure} chapters/one/page
-:key: fig
-:alt: a dot
+:figure: fig-dot
 ```
 
 ```{claims}
@@ -46,16 +45,15 @@ def claims(measured: float, case: str = "") -> Claims:
 
 
 def notebook(path: Path, found: Claims) -> None:
-    """An executed notebook with a glued figure and claims."""
+    """An executed notebook with a figure and claims."""
     data = found._repr_mimebundle_()
-    glued = {"application/papermill.record/image/png": PNG}
-    outputs = [
-        nbformat.v4.new_output("display_data", glued, metadata={"scrapbook": {"name": "fig", "mime_prefix": "x"}}),
-        nbformat.v4.new_output("execute_result", {**data, MIME: found.record()}, execution_count=1),
-    ]
+    table = nbformat.v4.new_output("execute_result", {**data, MIME: found.record()}, execution_count=2)
+    told = {"mystnb": {"image": {"alt": "a dot"}, "figure": {"name": "fig-dot", "caption": "A dot."}}}
+    dot = nbformat.v4.new_output("display_data", {"image/png": PNG})
     cells = [
         nbformat.v4.new_markdown_cell("# Page\n\n## The claims here"),
-        nbformat.v4.new_code_cell("pass", outputs=outputs, execution_count=1),
+        nbformat.v4.new_code_cell("pass", outputs=[dot], execution_count=1, metadata=told),
+        nbformat.v4.new_code_cell("pass", outputs=[table], execution_count=2),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +114,6 @@ def test_failing_claim_fails_the_build_and_leaves_the_previous_site(source: Path
 
 
 def test_missing_figure_is_named(source: Path, tmp_path: Path):
-    (source / "index.md").write_text(INDEX.replace(":key: fig", ":key: other"))
-    with pytest.raises(SiteError, match=r"page\.ipynb glues no image 'other'"):
+    (source / "index.md").write_text(INDEX.replace(":figure: fig-dot", ":figure: other"))
+    with pytest.raises(SiteError, match=r"page\.ipynb has no figure 'other'"):
         build(source, tmp_path / "site", log=tmp_path / "log")

@@ -8,6 +8,7 @@ from tools.book import cores, cost, job, remember
 from tools.execute import Outcome, execute, report
 from tools.keys import notebook_key
 from tools.layout import Book, BookError, read, write
+from tools.setup_cell import with_setup
 
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -26,6 +27,8 @@ def refresh(book: Book, name: str | None) -> None:
             write(book.path(name), text)
 
     jobs = [job(book, name, notebook_key(book, name)) for name in names]
+    for one in jobs:
+        with_setup(book, one.notebook)
     failed = [outcome for outcome in execute(book, jobs, workers=cores(), keep=keep) if outcome.errors]
     if failed:
         raise BookError(f"{report(failed)}\n{len(failed)} notebook(s) failed and stay as they were")
