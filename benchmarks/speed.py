@@ -1,0 +1,92 @@
+"""How much faster than the naive version, in one run on one thread?
+
+    python benchmarks/speed.py [--size 1000] [--repeats 5]
+
+Each line is the median time of the naive version over that of the library's, on the same matrices or for the same law.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from lib.attention import (
+    isometric_attention,
+    isometric_tokens,
+    key_query_attention,
+    lognormal,
+    markov_matrix,
+    remove_gap,
+    token_factors,
+)
+from lib.spectra import covariance_stable_rank, top_singular_values
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Median wall time, after one run that warms up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def dense_stable_rank(X: torch.Tensor) -> torch.Tensor:
+    s = torch.linalg.svdvals(X @ X.mT)
+    return s.square().sum() / s[0] ** 2
+
+
+def dense_networks(attention: list[torch.Tensor], d: int, g: torch.Generator) -> torch.Tensor:
+    """Tokens with the fix and without it, value matrices and all."""
+    X = fixed = isometric_tokens(attention[0].shape[0], d, g)
+    for A in attention:
+        W = torch.randn(d, d, dtype=torch.float64, generator=g) / math.sqrt(d)
+        X, fixed = A @ X @ W, remove_gap(A) @ fixed @ W
+    return X
+
+
+def cases(T: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    """Name -> (naive, library's)."""
+    g = torch.Generator().manual_seed(0)
+    A, d = markov_matrix(T, lognormal(), g), 4 * T
+    attention = [A, A, A]
+    return {
+        "s_1, s_2 of a Markov matrix": (lambda: torch.linalg.svdvals(A)[:2], lambda: top_singular_values(A, 2)),
+        "sr(X X^T)": (lambda: dense_stable_rank(A), lambda: covariance_stable_rank(A)),
+        "key-query attention, gamma = 1/4": (
+            lambda: key_query_attention(isometric_tokens(T, d, g), 0.5, g),
+            lambda: isometric_attention(T, d, 0.5, g),
+        ),
+        "three layers, both networks, gamma = 1/4": (
+            lambda: dense_networks(attention, d, g),
+            lambda: token_factors(attention, d, g),
+        ),
+    }
+
+
+def main() -> None:
+    """Time every case and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1000, help="number of tokens T (1000)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (5)")
+    options = parser.parse_args()
+    if min(options.size, options.repeats) < 1:
+        parser.error("--size and --repeats need at least 1")
+    torch.set_num_threads(1)
+    print(f"T = {options.size}, one thread, median of {options.repeats}\n{'':<42}{'naive':>9}{'lib':>9}{'ratio':>8}")
+    for name, (naive, ours) in cases(options.size).items():
+        a, b = seconds(naive, options.repeats), seconds(ours, options.repeats)
+        print(f"{name:<42}{a:8.3f}s{b:8.3f}s{a / b:7.1f}x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
