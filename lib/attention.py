@@ -163,6 +163,19 @@ def isometric_attention(T: int, d: int, b: float, generator: torch.Generator) ->
     return torch.softmax(b * (B @ _gaussian(B.shape[-1], T, generator)), -1)
 
 
+def gaussian_equivalent(T: int, d: int, b: float, generator: torch.Generator) -> Tensor:
+    """``[b Q K^T / sqrt(d) + c Z] / sqrt(T)``, ``c^2 = e^{b^2} - 1 - b^2``, with ``Q, K, Z`` standard Gaussian; (T, T).
+
+    Its singular values follow those of ``sqrt(T) (A(X) - 1 1^T / T)`` for key-query attention on isometric tokens. As
+    in :func:`isometric_attention`, no ``T x d`` matrix is formed for ``d > T``.
+    """
+    _check_variance(b)
+    B = value_factor(T, d, generator)
+    linear = b * (B @ _gaussian(B.shape[-1], T, generator))
+    c = math.sqrt(math.expm1(b**2) - b**2)
+    return (linear + c * _gaussian(T, T, generator)) / math.sqrt(T)
+
+
 def remove_gap(A: Tensor) -> Tensor:
     """The fix: ``A_perp = A - (1/T) 1 1^T``, every entry less ``1/T``, shape (..., T, T)."""
     return A - 1 / A.shape[-1]

@@ -100,10 +100,10 @@ def fixed_rank_at(T: int, l: int, gamma: float, kurtosis: float = 0.0) -> float:
 class GaussianEquivalent:
     """Limit of the singular values of ``sqrt(T) (A(X) - 1 1^T / T)`` for key-query attention on isometric tokens.
 
-    The model replaces ``A`` by ``[b Q K^T / sqrt(d) + c Z] / sqrt(T)``, ``c^2 = e^{b^2} - 1 - b^2``, with ``Q``, ``K``,
-    ``Z`` standard Gaussian. The two parts are free and bi-invariant, so the R-transforms of their symmetrised singular
-    values add: ``R(w) = c^2 w + b^2 w / (1 - gamma b^2 w^2)``. With ``K(w) = 1/w + R(w)`` the right edge is the minimum
-    of ``K`` on ``0 < w < 1 / (b sqrt(gamma))``.
+    The model of :func:`lib.attention.gaussian_equivalent` is ``[b Q K^T / sqrt(d) + c Z] / sqrt(T)``,
+    ``c^2 = e^{b^2} - 1 - b^2``, with ``Q``, ``K``, ``Z`` standard Gaussian. The two parts are free and bi-invariant, so
+    the R-transforms of their symmetrised singular values add: ``R(w) = c^2 w + b^2 w / (1 - gamma b^2 w^2)``. With
+    ``K(w) = 1/w + R(w)`` the right edge is the minimum of ``K`` on ``0 < w < 1 / (b sqrt(gamma))``.
 
     Args:
         b: variance of an entry of ``W_Q`` and ``W_K``, > 0.
@@ -166,7 +166,7 @@ class GaussianEquivalent:
         """``P(s <= x)``, by the trapezoid rule on the density."""
         grid = torch.linspace(1e-6, self.edge, 2001, dtype=torch.float64)
         mass = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumulative_trapezoid(self.density(grid), grid)])
-        x = torch.as_tensor(x, dtype=torch.float64)
+        x = torch.as_tensor(x, dtype=torch.float64).cpu()
         return torch.from_numpy(np.interp(x.numpy(), grid.numpy(), (mass / mass[-1]).numpy()))
 
     def density(self, x: Tensor) -> Tensor:

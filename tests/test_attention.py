@@ -9,6 +9,7 @@ from scipy import stats
 from lib.attention import (
     LAWS,
     EntryLaw,
+    gaussian_equivalent,
     isometric_attention,
     isometric_tokens,
     key_query_attention,
@@ -238,15 +239,18 @@ def test_gaussian_equivalent_against_the_model_and_against_attention(gamma):
     d = round(T / gamma)
     model = GaussianEquivalent(b, gamma)
 
-    def equivalent(g):
+    def explicit(g):
         Q, K = (torch.randn(T, d, dtype=torch.float64, generator=g) for _ in range(2))
         Z = torch.randn(T, T, dtype=torch.float64, generator=g)
         return top_singular_values((b * Q @ K.T / math.sqrt(d) + model.noise * Z) / math.sqrt(T))[0]
 
+    def implicit(g):
+        return top_singular_values(gaussian_equivalent(T, d, b, g))[0]
+
     def attention(g):
         return math.sqrt(T) * top_singular_values(isometric_attention(T, d, b, g), 2)[1]
 
-    for draw in (equivalent, attention):
+    for draw in (explicit, implicit, attention):
         mean, error = mean_and_error([draw(g) for g in map(generator, range(24))])
         assert abs(mean - model.edge_at(T)) < 4 * error + 0.005
         assert abs(mean - 2 * model.sigma) > 4 * error + 0.005
