@@ -90,6 +90,8 @@ def sweep(
         workers: processes, as joblib's ``n_jobs``; every draw runs on one thread.
         store: folder that keeps each finished draw, so that a killed run resumes; the environment variable
             ``BOOK_SWEEPS`` unless given, and nothing is kept where that is not set.
+            A draw is known by the sweep's name, the seed, its point and the source of ``measure``: what ``measure``
+            reads besides its arguments belongs into the grid, or the folder to one value of it.
         progress: show a bar; by default only on a terminal.
 
     Returns:
