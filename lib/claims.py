@@ -102,7 +102,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Claim:
-    """One checked claim; made by :func:`claim`.
+    """One claim, as :func:`claim` or :func:`not_attempted` makes it.
 
     ``holds`` is the comparison; ``as_stated`` whether it came out as the book says, which is the opposite where the
     statement is wrong; ``passed`` also asks the control to fail.
@@ -113,20 +113,20 @@ class Claim:
     tag: str
     statement: str
     source: str
-    relation: str
-    predicted: float | None
-    measured: float | None
-    half_width: float | None
-    n: int
-    tolerance: float | None
-    tolerance_from: str
-    control: dict[str, Any] | None
-    no_control: str
     holds: bool
     as_stated: bool
     passed: bool
     status: str
-    reason: str
+    relation: str = "="
+    predicted: float | None = None
+    measured: float | None = None
+    half_width: float | None = None
+    n: int = 0
+    tolerance: float | None = None
+    tolerance_from: str = ""
+    control: dict[str, Any] | None = None
+    no_control: str = ""
+    reason: str = ""
 
     @property
     def key(self) -> str:
@@ -270,27 +270,7 @@ def not_attempted(id: str, statement: str, *, reason: str, source: str, tag: str
     """A claim that the book lists but does not check, with the reason."""
     if not reason:
         raise ValueError(f"reason: say why {id} was not attempted")
-    return Claim(
-        id=id,
-        case=case,
-        tag=tag,
-        statement=statement,
-        source=source,
-        relation="=",
-        predicted=None,
-        measured=None,
-        half_width=None,
-        n=0,
-        tolerance=None,
-        tolerance_from="",
-        control=None,
-        no_control="",
-        holds=False,
-        as_stated=True,
-        passed=True,
-        status="not attempted",
-        reason=reason,
-    )
+    return Claim(id, case, tag, statement, source, False, True, True, "not attempted", reason=reason)
 
 
 class Claims:
