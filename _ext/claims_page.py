@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from lib.claims import MIME, Claim, number
+from lib.claims import MIME, Claim, number, text_and_math
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,7 @@ def unbroken(text: str) -> str:
 
 def with_math(text: str) -> list[nodes.Node]:
     """Text nodes, and math nodes for what stands between dollar signs."""
-    parts = re.split(r"\$([^$]+)\$", text)
-    return [nodes.math(p, p) if i % 2 else nodes.Text(p) for i, p in enumerate(parts) if p]
+    return [nodes.math(p, p) if i % 2 else nodes.Text(p) for i, p in enumerate(text_and_math(text)) if p]
 
 
 def note(text: str) -> nodes.paragraph:

@@ -158,9 +158,7 @@ def isometric_attention(T: int, d: int, b: float, generator: torch.Generator) ->
     For ``X X^T = I`` the logits are ``b Q K^T / sqrt(d)`` with ``Q, K`` of shape (T, d) standard Gaussian. Given ``Q``,
     only ``Q Q^T / d = B B^T`` matters to the law of ``Q K^T``, so ``B N`` with ``N`` of shape (T, T) takes its place.
     """
-    _check_variance(b)
-    B = value_factor(T, d, generator)
-    return torch.softmax(b * (B @ _gaussian(B.shape[-1], T, generator)), -1)
+    return torch.softmax(_isometric_logits(T, d, b, generator), -1)
 
 
 def gaussian_equivalent(T: int, d: int, b: float, generator: torch.Generator) -> Tensor:
@@ -169,9 +167,7 @@ def gaussian_equivalent(T: int, d: int, b: float, generator: torch.Generator) ->
     Its singular values follow those of ``sqrt(T) (A(X) - 1 1^T / T)`` for key-query attention on isometric tokens. As
     in :func:`isometric_attention`, no ``T x d`` matrix is formed for ``d > T``.
     """
-    _check_variance(b)
-    B = value_factor(T, d, generator)
-    linear = b * (B @ _gaussian(B.shape[-1], T, generator))
+    linear = _isometric_logits(T, d, b, generator)
     c = math.sqrt(math.expm1(b**2) - b**2)
     return (linear + c * _gaussian(T, T, generator)) / math.sqrt(T)
 
@@ -226,6 +222,13 @@ def token_factors(attention: list[Tensor], d: int, generator: torch.Generator) -
         Y, r = remove_gap(A) @ YB, r @ B + YB.mean(0)
         factors.append((Y, r))
     return factors
+
+
+def _isometric_logits(T: int, d: int, b: float, generator: torch.Generator) -> Tensor:
+    """``b Q K^T / sqrt(d)`` in law, (T, T), through the square factor of ``Q Q^T / d``; see the callers."""
+    _check_variance(b)
+    B = value_factor(T, d, generator)
+    return b * (B @ _gaussian(B.shape[-1], T, generator))
 
 
 def _gaussian(m: int, n: int, generator: torch.Generator) -> Tensor:

@@ -320,12 +320,16 @@ def _round(x: float) -> float | None:
     return float(f"{x:.{_DIGITS}g}") if math.isfinite(x) else None
 
 
+def text_and_math(s: str) -> list[str]:
+    """Text and, at the odd places, the formulas that stand between dollar signs."""
+    return re.split(r"\$([^$]+)\$", s)
+
+
 def _text(s: str) -> str:
-    """Escape for HTML; formulas between dollar signs are marked for MathJax."""
-    parts = re.split(r"\$([^$]+)\$", s)
+    """Escape for HTML; formulas are marked for MathJax."""
     marked = [
         f'<span class="tex2jax_process mathjax_process">\\({html.escape(p)}\\)</span>' if i % 2 else html.escape(p)
-        for i, p in enumerate(parts)
+        for i, p in enumerate(text_and_math(s))
     ]
     return "".join(marked)
 

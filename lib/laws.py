@@ -9,8 +9,8 @@ import torch
 from scipy import integrate, optimize, special, stats
 from torch import Tensor
 
-# Mean and standard deviation of the Tracy-Widom law TW_1: the largest eigenvalue of a real covariance matrix.
-TW1_MEAN, TW1_STD = -1.2065335745820, 1.2680340580030
+# Mean of the Tracy-Widom law TW_1: the largest eigenvalue of a real covariance matrix.
+TW1_MEAN = -1.2065335745820
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,6 @@ def means(ax: Axes, x: Sequence[float] | Tensor, draws: Tensor, color: str, mark
     ax.errorbar(x, draws.mean(-1), bars, fmt=marker, color=color, **kwargs)
 
 
-def label(ax: Axes, text: str, x: float, y: float, color: str, **kwargs) -> None:
-    """Name a curve where it runs, in its own colour, in place of a legend."""
-    ax.annotate(text, (x, y), color=color, xytext=kwargs.pop("offset", (4, 4)), textcoords="offset points", **kwargs)
+def label(ax: Axes, text: str, x: float, y: float, color: str, offset: tuple[float, float] = (4, 4)) -> None:
+    """Name a curve where it runs, in its own colour, ``offset`` points away, in place of a legend."""
+    ax.annotate(text, (x, y), color=color, xytext=offset, textcoords="offset points")
