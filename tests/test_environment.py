@@ -25,7 +25,7 @@ def specifiers(lines) -> dict[str, SpecifierSet]:
 
 
 LOCK = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"]
-NEEDED = specifiers([*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["test"]])
+NEEDED = specifiers([*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["networks"], *EXTRAS["test"]])
 
 
 def pins(name: str) -> list[Requirement]:
@@ -61,7 +61,7 @@ def test_conda_lists_the_same():
     lines = [entry for entry in CONDA if isinstance(entry, str) and not re.match(r"(python=|pip$)", entry)]
     listed = specifiers([*lines, *(line for line in from_pip if not line.startswith("-"))])
     listed = {CONDA_NAMES.get(name, name): specifier for name, specifier in listed.items()}
-    assert listed == specifiers([*PROJECT["dependencies"], *EXTRAS["book"]])
+    assert listed == specifiers([*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["networks"]])
     assert "-e ." in from_pip
 
 
