@@ -152,13 +152,35 @@ def key_query_attention(X: Tensor, b: float, generator: torch.Generator, d_qk: i
     return torch.softmax(b / math.sqrt(d_qk) * (Q @ K.mT), -1)
 
 
+def isometric_logits(T: int, d: int, b: float, generator: torch.Generator, *, unit: bool = False) -> Tensor:
+    """``b Q K^T / sqrt(d)`` in law, ``Q, K`` of shape (T, d) standard Gaussian: logits of isometric tokens, (T, T).
+
+    With ``unit`` the rows of ``Q`` and ``K`` are scaled to length ``sqrt(d)``, and the logits are ``b sqrt(d) cos``.
+    Given ``Q``, only ``Q Q^T / d = B B^T`` matters to the law of ``Q K^T``, so no ``T x d`` matrix is formed for
+    ``d > T``: ``N`` with ``B N`` in place of ``Q K^T / sqrt(d)`` holds the part of the keys in the span of the queries,
+    and what lies outside adds a chi-square variable of ``d - T`` degrees of freedom to their squared length.
+
+    Raises:
+        ValueError: a size that is not an integer >= 1, or ``b`` negative or not finite.
+    """
+    _check_variance(b)
+    B = value_factor(T, d, generator)
+    N = _gaussian(B.shape[-1], T, generator)
+    if unit:
+        lengths = N.square().sum(0)
+        if d > T:
+            freedom = torch.full_like(lengths, (d - T) / 2)
+            lengths += 2 * torch._standard_gamma(freedom, generator=generator)
+        B, N = B / B.norm(dim=-1, keepdim=True), N * (d / lengths).sqrt()
+    return b * (B @ N)
+
+
 def isometric_attention(T: int, d: int, b: float, generator: torch.Generator) -> Tensor:
     """Equal in law to ``key_query_attention(isometric_tokens(T, d), b)``, in ``O(T^3)`` operations however large ``d``.
 
-    For ``X X^T = I`` the logits are ``b Q K^T / sqrt(d)`` with ``Q, K`` of shape (T, d) standard Gaussian. Given ``Q``,
-    only ``Q Q^T / d = B B^T`` matters to the law of ``Q K^T``, so ``B N`` with ``N`` of shape (T, T) takes its place.
+    For ``X X^T = I`` the logits are those of :func:`isometric_logits`.
     """
-    return torch.softmax(_isometric_logits(T, d, b, generator), -1)
+    return torch.softmax(isometric_logits(T, d, b, generator), -1)
 
 
 def gaussian_equivalent(T: int, d: int, b: float, generator: torch.Generator) -> Tensor:
@@ -167,7 +189,7 @@ def gaussian_equivalent(T: int, d: int, b: float, generator: torch.Generator) ->
     Its singular values follow those of ``sqrt(T) (A(X) - 1 1^T / T)`` for key-query attention on isometric tokens. As
     in :func:`isometric_attention`, no ``T x d`` matrix is formed for ``d > T``.
     """
-    linear = _isometric_logits(T, d, b, generator)
+    linear = isometric_logits(T, d, b, generator)
     c = math.sqrt(math.expm1(b**2) - b**2)
     return (linear + c * _gaussian(T, T, generator)) / math.sqrt(T)
 
@@ -222,13 +244,6 @@ def token_factors(attention: list[Tensor], d: int, generator: torch.Generator) -
         Y, r = remove_gap(A) @ YB, r @ B + YB.mean(0)
         factors.append((Y, r))
     return factors
-
-
-def _isometric_logits(T: int, d: int, b: float, generator: torch.Generator) -> Tensor:
-    """``b Q K^T / sqrt(d)`` in law, (T, T), through the square factor of ``Q Q^T / d``; see the callers."""
-    _check_variance(b)
-    B = value_factor(T, d, generator)
-    return b * (B @ _gaussian(B.shape[-1], T, generator))
 
 
 def _gaussian(m: int, n: int, generator: torch.Generator) -> Tensor:

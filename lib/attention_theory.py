@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import integrate, optimize
+from scipy import integrate
 from torch import Tensor
 
 from lib.attention import EntryLaw
+from lib.attention_bulk import Bulk
 from lib.laws import TW1_MEAN, FreePower
 
 
@@ -129,29 +130,19 @@ class GaussianEquivalent:
         """``c = sqrt(e^{b^2} - 1 - b^2)``: what the exponential adds to its linear part."""
         return math.sqrt(math.expm1(self.b**2) - self.b**2)
 
-    def inverse(self, w: float) -> float:
-        """``K(w) = 1/w + c^2 w + b^2 w / (1 - gamma b^2 w^2)``, the inverse of the Cauchy transform."""
-        return 1 / w + self.noise**2 * w + self.b**2 * w / (1 - self.gamma * self.b**2 * w**2)
-
     @property
-    def _w_star(self) -> float:
-        """Where ``K`` is smallest on ``0 < w < 1 / (b sqrt(gamma))``; it is convex there."""
-        end = 1 / (self.b * math.sqrt(self.gamma))
-        found = optimize.minimize_scalar(
-            self.inverse, bounds=(1e-9 * end, (1 - 1e-9) * end), method="bounded", options={"xatol": 1e-12 * end}
-        )
-        return float(found.x)
+    def bulk(self) -> Bulk:
+        """The two parts as a :class:`~lib.attention_bulk.Bulk`."""
+        return Bulk(self.b, self.noise, self.gamma)
 
     @property
     def edge(self) -> float:
         """Right edge of the singular values: ``min_w K(w)``."""
-        return self.inverse(self._w_star)
+        return self.bulk.edge
 
     def edge_at(self, T: int) -> float:
-        """Mean of the largest of ``T`` singular values: ``edge + (2 T sqrt(2 / K''(w*)))^{-2/3} E[TW_1]``."""
-        w, g = self._w_star, self.gamma * self.b**2
-        curvature = 2 / w**3 + 2 * self.b**2 * g * w * (3 + g * w**2) / (1 - g * w**2) ** 3
-        return self.edge + (2 * T * math.sqrt(2 / curvature)) ** (-2 / 3) * TW1_MEAN
+        """Mean of the largest of ``T`` singular values: the edge and its Tracy-Widom shift."""
+        return self.bulk.edge_at(T)
 
     @property
     def top(self) -> float:
