@@ -1,4 +1,4 @@
-"""``{claims}``: every claim of the book in one table per chapter, read from the executed notebooks.
+"""``{claims}``: every claim of the book, an overview per chapter and a table per page, from the executed notebooks.
 
 The records come from the notebooks' outputs (``lib.claims.MIME``), in the order of the table of contents. Where a run
 at the paper's scale has left ``<claims_paper_dir>/<chapter>/<notebook>.ipynb``, its figures stand beside the book's.
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 STATUSES = ("agrees", "agrees in trend", "differs", "not attempted")
 COLUMNS = {"Claim": 28, "Predicted": 9, "Measured": 13, "Tolerance": 20, "Control": 18, "Verdict": 12}
+OVERVIEW = {"Claim": 8, "Page": 40, "Checks": 10, "Verdicts": 42}
 PAPER_COLUMNS = {"At the paper's scale": 13, "Verdict there": 10}
 
 
@@ -53,6 +54,12 @@ def read_claims(notebook: Path) -> tuple[list[Claim], str]:
                 claims += [Claim(**record) for record in output["data"][MIME]]
                 anchor = anchor or nodes.make_id(heading)
     return claims, anchor
+
+
+def page_title(notebook: Path) -> str:
+    """The first heading of a notebook."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return next(HEADING.findall(c.source)[0] for c in cells if c.cell_type == "markdown" and HEADING.search(c.source))
 
 
 def in_reading_order(site_map: Any) -> Iterator[str]:
@@ -127,7 +134,7 @@ def state(row: Row) -> str:
 
 
 def table(rows: list[Row]) -> nodes.table:
-    """One chapter's claims; each cell repeats its column's name, for screens where a row becomes a card."""
+    """One page's claims; each cell repeats its column's name, for screens where a row becomes a card."""
     with_paper = any(row.paper for row in rows)
     columns = COLUMNS | (PAPER_COLUMNS if with_paper else {})
     head = nodes.row("", *(nodes.entry("", nodes.paragraph("", name)) for name in columns))
@@ -153,19 +160,47 @@ def summary(rows: list[Row]) -> nodes.paragraph:
     return nodes.paragraph("", "", nodes.strong("", text), classes=["claims-summary"])
 
 
+def overview(pages: dict[str, list[Row]]) -> nodes.table:
+    """A line for each claim id: where it is checked, how often, and what came out."""
+    lines: dict[str, list[tuple[str, Row]]] = {}
+    for title, rows in pages.items():
+        for row in rows:
+            if row.here is not None:
+                lines.setdefault(row.here.id, []).append((title, row))
+    body = []
+    for id in sorted(lines, key=lambda id: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", id)]):
+        title, first = lines[id][0]
+        found = [row.here for _, row in lines[id]]
+        counts = Counter(claim.status if claim.passed else "fails" for claim in found)
+        verdicts = ", ".join(f"{status} {counts[status]}" for status in (*STATUSES, "fails") if counts[status])
+        link = nodes.reference("", "", nodes.Text(title), refuri=first.uri, internal=True)
+        content = [plain(id), nodes.paragraph("", "", link), plain(str(len(found))), plain(verdicts)]
+        body.append(nodes.row("", *(nodes.entry("", cell) for cell in content)))
+    head = nodes.row("", *(nodes.entry("", nodes.paragraph("", name)) for name in OVERVIEW))
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in OVERVIEW.values()), cols=len(OVERVIEW))
+    group += [nodes.thead("", head), nodes.tbody("", *body)]
+    return nodes.table("", group, classes=["claims-overview"])
+
+
 class ClaimsPage(SphinxDirective):
-    """The summary line, then for each chapter a heading and its table."""
+    """The summary line, then for each chapter a heading, its overview, and a heading and a table for each page."""
 
     def run(self) -> list[nodes.Node]:
-        chapters: dict[str, list[Row]] = {}
+        chapters: dict[str, dict[str, list[Row]]] = {}
         for docname in in_reading_order(self.config.external_site_map):
-            if str(self.env.doc2path(docname)).endswith(".ipynb"):
-                chapters.setdefault(Path(docname).parent.name, []).extend(self.rows(docname))
-        out: list[nodes.Node] = [summary([row for rows in chapters.values() for row in rows])]
-        for chapter, rows in chapters.items():
-            if rows:
-                title = nodes.title("", self.title(chapter))
-                out.append(nodes.section("", title, table(rows), ids=[f"claims-{chapter}"]))
+            path = Path(self.env.doc2path(docname))
+            if path.suffix == ".ipynb" and (rows := self.rows(docname)):
+                chapters.setdefault(Path(docname).parent.name, {})[page_title(path)] = rows
+        out: list[nodes.Node] = [
+            summary([row for pages in chapters.values() for rows in pages.values() for row in rows])
+        ]
+        for chapter, pages in chapters.items():
+            ids = [f"claims-{chapter}"]
+            section = nodes.section("", nodes.title("", self.title(chapter)), overview(pages), ids=ids)
+            for title, rows in pages.items():
+                anchor = nodes.make_id(f"claims-{chapter}-{title}")
+                section += nodes.section("", nodes.title("", title), table(rows), ids=[anchor])
+            out.append(section)
         return out
 
     def rows(self, docname: str) -> list[Row]:

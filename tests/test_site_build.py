@@ -1,6 +1,7 @@
 """The strict build of a small book that has the real configuration and extensions, one page and one notebook."""
 
 import base64
+import re
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def test_build_shows_claims_figure_and_no_button_that_needs_an_address(source: P
     assert "Verdict there" in html
     assert "not run at this scale" in html  # the case that only the paper's scale has
     assert "Chapter one" in html
+    (overview,) = re.findall(r'<table class="claims-overview.*?</table>', html, re.DOTALL)
+    assert re.findall(r"<p>(?:<a .*?>)?([^<]+)", overview.split("<tbody>")[1])[-2:] == ["1", "agrees 1"]
     assert 'alt="a dot"' in html
     for page in (tmp_path / "site").rglob("*.html"):
         assert not {w for w in ("colab", "mybinder", "github.com/o/r") if w in page.read_text()}, page
