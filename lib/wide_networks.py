@@ -1,0 +1,69 @@
+"""Random fully connected networks of any width and depth, thousands at a time, at given inputs.
+
+``z^(1) = sigma_w W^(1) x + sigma_b b`` with Gaussian ``W^(1)``, and ``z^(l) = sigma_w W^(l) phi(z^(l-1)) + sigma_b b``
+with ``W^(l)`` from a pseudo-iid ensemble for ``l >= 2``. A layer is drawn through the law of ``W Phi`` alone
+(:mod:`lib.ensembles`), so a network of width ``n`` costs ``O(n k^2)`` a layer for ``k`` inputs.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lib.ensembles import Ensemble, Gaussian, gaussian
+
+
+def preactivations(
+    ensemble: Ensemble,
+    X: Tensor,
+    widths: Sequence[int],
+    phi: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+    *,
+    sigma_w: float,
+    sigma_b: float = 0.0,
+    networks: int = 1,
+    explicit: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Iterator[Tensor]:
+    """``z^(1), ..., z^(L)`` of independent networks, one layer at a time, each of shape (networks, k, N_l).
+
+    Args:
+        ensemble: law of ``W^(l)``, ``l >= 2``, of variance ``1/n``.
+        X: inputs, shape (k, N_0).
+        widths: ``N_1, ..., N_L``.
+        phi: activation, elementwise.
+        generator: on the device where the networks are to live.
+        sigma_w: standard deviation of a weight times ``sqrt(n)``.
+        sigma_b: standard deviation of a bias.
+        networks: how many.
+        explicit: draw the matrices and multiply, as an oracle.
+        dtype: of the pre-activations.
+
+    Raises:
+        ValueError: an input, width or scale that makes no network, before anything is drawn.
+    """
+    if X.ndim != 2 or not X.is_floating_point() or not X.isfinite().all():
+        raise ValueError(f"X: got {X.dtype} of shape {tuple(X.shape)}; need k finite inputs as rows, shape (k, N_0)")
+    if not widths or any(int(n) != n or n < 1 for n in widths):
+        raise ValueError(f"widths: got {list(widths)}; need N_1, ..., N_L, each an integer >= 1")
+    for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: got {value}; a standard deviation is finite and >= 0")
+    if int(networks) != networks or networks < 1:
+        raise ValueError(f"networks: got {networks}; need an integer >= 1")
+    return _layers(ensemble, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, dtype)
+
+
+def _layers(ensemble, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, dtype):
+    Phi = X.to(generator.device, dtype).expand(networks, *X.shape)
+    law: Ensemble = Gaussian()  # the first layer: only one of its dimensions grows
+    for l, m in enumerate(widths):
+        draw = functools.partial(Ensemble.outputs, law) if explicit else law.outputs
+        Z = sigma_w * draw(Phi, m, generator, shuffled=l > 0)
+        if sigma_b:
+            Z = Z + sigma_b * gaussian(networks, 1, m, generator=generator, dtype=dtype)
+        yield Z
+        Phi, law = phi(Z), ensemble
