@@ -98,21 +98,28 @@ class Orthogonal(RightInvariant):
 
 
 @dataclass(frozen=True)
-class LowRank(RightInvariant):
-    """``W = C P``: ``C`` a uniform frame of shape (m, r), ``P`` of shape (r, n) with i.i.d. N(0, m/(rn)) entries.
-
-    ``P Phi^T`` has the Gram matrix ``(m/(rn)) L V L^T``, ``V ~ Wishart_k(r)``, and ``C`` turns it into a uniform frame
-    of ``R^m``: ``M = sqrt(m/(rn)) L chol(V) chol(A A^T)^{-1}``. The cost does not depend on ``r``.
+class OfRank(RightInvariant):
+    """An ensemble of rank ``r``.
 
     Args:
         rank: ``r``, or its share of ``m`` when it is a fraction below 1.
     """
 
     rank: float = 0.5
-    name: str = "low rank"
 
     def __post_init__(self):
         _check_rank(self.rank)
+
+
+@dataclass(frozen=True)
+class LowRank(OfRank):
+    """``W = C P``: ``C`` a uniform frame of shape (m, r), ``P`` of shape (r, n) with i.i.d. N(0, m/(rn)) entries.
+
+    ``P Phi^T`` has the Gram matrix ``(m/(rn)) L V L^T``, ``V ~ Wishart_k(r)``, and ``C`` turns it into a uniform frame
+    of ``R^m``: ``M = sqrt(m/(rn)) L chol(V) chol(A A^T)^{-1}``. The cost does not depend on ``r``.
+    """
+
+    name: str = "low rank"
 
     def matrix(self, m, n, generator, batch=()):
         r = rank_of(self.rank, m)
@@ -130,20 +137,13 @@ class LowRank(RightInvariant):
 
 
 @dataclass(frozen=True)
-class GaussianProduct(RightInvariant):
+class GaussianProduct(OfRank):
     """``W = G_1 G_2``, as in low-rank adapters: N(0, 1/r) of shape (m, r) times N(0, 1/n) of shape (r, n).
 
     ``M = L chol(V) / sqrt(rn)`` with ``V ~ Wishart_k(r)``.
-
-    Args:
-        rank: ``r``, or its share of ``m`` when it is a fraction below 1.
     """
 
-    rank: float = 0.5
     name: str = "product"
-
-    def __post_init__(self):
-        _check_rank(self.rank)
 
     def matrix(self, m, n, generator, batch=()):
         r = rank_of(self.rank, m)

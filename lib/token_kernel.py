@@ -16,6 +16,7 @@ from scipy import optimize
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from lib.causal_spectrum import cesaro_matrix
 from lib.laws import TW1_MEAN
 
 
@@ -73,10 +74,8 @@ ARCHITECTURES = {
 
 def uniform_attention(T: int, causal: bool) -> Tensor:
     """``U``, attention with equal logits: ``1 1^T / T``, or ``U_ij = 1/i`` for ``j <= i`` (Cesàro's matrix); (T, T)."""
-    if T < 1:
-        raise ValueError(f"T: got {T}; need at least one token")
-    U = torch.ones(T, T, dtype=torch.float64)
-    return (U.tril() if causal else U) / (torch.arange(1, T + 1)[:, None] if causal else T)
+    C = cesaro_matrix(T)
+    return C if causal else torch.ones_like(C) / T
 
 
 def token_cosines(ids: Tensor, architecture: Architecture, *, fix: bool = False) -> list[Tensor]:
