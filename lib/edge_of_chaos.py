@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
+import torch
 from scipy import optimize
 
 from lib.gaussian_moments import Activation
+from lib.gaussian_quadrature import gaussian_rule
 from lib.nngp import check_scales
 
 ROUNDING = 1e-12  # closer to 1 than this a slope counts as 1
@@ -119,6 +122,41 @@ def depth_scale(slope: float) -> float:
     if abs(slope) >= 1 - ROUNDING:
         return math.inf
     return -1 / math.log(abs(slope)) if slope else 0.0
+
+
+class CriticalRate(NamedTuple):
+    """Layer ``l`` adds about ``rate (1 + drift / l)`` to ``(1 - c_l)^{-power}``."""
+
+    power: float
+    rate: float
+    drift: float
+
+
+def critical_rate(field: MeanField) -> CriticalRate:
+    """How correlations approach 1 where ``chi = 1``: as ``1/l`` if ``phi`` is smooth, as ``1/l^2`` if it has kinks.
+
+    Let ``e = 1 - c``. Smooth ``phi``: ``e' = e - B e^2 + D e^3``, ``B = sigma_w^2 q* E phi''^2 / 2`` and
+    ``D = sigma_w^2 q*^2 E phi'''^2 / 6``; power 1, rate ``B``, drift ``1 - D / B^2``. Slopes that jump by ``J_j`` at
+    the kinks ``t_j``: ``e' = e - a e^{3/2}``, ``a = (2/3) sigma_w^2 sum_j J_j^2 p(t_j) sqrt(q*/pi)`` with the density
+    ``p`` of N(0, q*); power 1/2, rate ``a / 2``, drift 3/2. The half power takes ``phi`` linear between its kinks.
+
+    Raises:
+        ValueError: the slope ``chi`` is not 1.
+    """
+    if abs(field.chi - 1) > 1e-9 or not 0 < field.q_star < math.inf:
+        raise ValueError(f"field: chi = {field.chi:.6g} at q* = {field.q_star:.3g}; take a point of the critical line")
+    phi, q, s2, h = field.activation, field.q_star, field.sigma_w**2, 1e-4
+    if not phi.kinks:
+        z, w = gaussian_rule(torch.tensor([q], dtype=torch.float64), strip=phi.strip)
+        u = math.sqrt(q) * z
+        above, here, below = (phi.derivative(u + x) for x in (h, 0.0, -h))
+        B = s2 * q * float((w * ((above - below) / (2 * h)).square()).sum()) / 2
+        D = s2 * q**2 * float((w * ((above - 2 * here + below) / h**2).square()).sum()) / 6
+        return CriticalRate(1.0, B, 1 - D / B**2)
+    t = torch.tensor(phi.kinks, dtype=torch.float64)
+    jumps = phi.derivative(t + h) - phi.derivative(t - h)
+    density = torch.exp(-t.square() / (2 * q)) / math.sqrt(2 * math.pi * q)
+    return CriticalRate(0.5, s2 * float((jumps.square() * density).sum()) * math.sqrt(q / math.pi) / 3, 1.5)
 
 
 def critical_point(activation: Activation, sigma_b: float) -> tuple[float, float]:

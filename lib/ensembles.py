@@ -13,9 +13,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from lib.random_matrices import (
+    cholesky,
+    contingency_table,
+    frame,
+    gaussian,
+    gram,
+    permutations,
+    right_divide,
+    shuffle,
+    wishart,
+)
 
 
 class Ensemble:
@@ -221,21 +232,29 @@ class BlockSparse(Ensemble):
         ones = torch.ones(m // self.blocks, n // self.blocks, dtype=torch.float64, device=generator.device)
         W = gaussian(*batch, m, n, generator=generator) * torch.kron(self._mask().to(ones), ones)
         W *= math.sqrt(self.blocks / (self.degree * n))
-        rows, columns = (_permutations(size, batch, generator) for size in (m, n))
+        rows, columns = (permutations(size, batch, generator) for size in (m, n))
         W = W.gather(-2, rows[..., :, None].expand(W.shape))
         return W.gather(-1, columns[..., None, :].expand(W.shape))
 
-    def outputs(self, Phi, m, generator, *, shuffled=False):
-        (k, n), batch = Phi.shape[-2:], Phi.shape[:-2]
+    def outputs(self, Phi, m, generator, *, shuffled=False, groups: int | None = None):
+        """As for every ensemble; ``groups`` leaves the columns of ``Z`` sorted within each of so many equal groups.
+
+        A next layer that only asks which column is in which group needs no more, and dealing costs less than shuffling.
+        """
+        n, batch = Phi.shape[-1], Phi.shape[:-2]
         self._check_shape(m, n)
         if not shuffled:
             Phi = shuffle(Phi, generator)
-        G = gram(Phi.unflatten(-1, (self.blocks, -1)).transpose(-2, -3))  # (..., blocks, k, k)
+        columns = Phi.unflatten(-1, (self.blocks, -1)).transpose(-2, -3)
+        G = gram(columns.contiguous())  # (..., blocks, k, k); products of strided batches are slow
         seen = torch.einsum("rc,...cij->...rij", self._mask().to(G), G)
         M = cholesky(seen) * math.sqrt(self.blocks / (self.degree * n))
-        A = gaussian(*batch, self.blocks, k, m // self.blocks, generator=generator, dtype=Phi.dtype)
-        Z = (M.to(A.dtype) @ A).transpose(-2, -3).flatten(-2)
-        return shuffle(Z, generator)
+        A = gaussian(*Phi.shape[:-1], m, generator=generator, dtype=Phi.dtype)
+        M, own = M.to(A.dtype), A.unflatten(-1, (self.blocks, -1)).transpose(-2, -3)
+        if groups is None:
+            return shuffle((M @ own).transpose(-2, -3).flatten(-2), generator)
+        counts = contingency_table(batch, self.blocks, m // self.blocks, groups, generator)
+        return _sorted(M, A, counts)
 
     def _mask(self) -> Tensor:
         mask = torch.zeros(self.blocks, self.blocks)
@@ -248,78 +267,16 @@ class BlockSparse(Ensemble):
             raise ValueError(f"m, n: got {m}, {n}; a mask of {self.blocks} blocks needs multiples of {self.blocks}")
 
 
-def frame(m: int, k: int, generator: torch.Generator, batch: tuple[int, ...] = ()) -> Tensor:
-    """Uniform orthonormal frame: ``m x k``, ``C^T C = I``; Haar for ``k = m``. Shape (*batch, m, k)."""
-    if k > m:
-        raise ValueError(f"k: got {k}; R^{m} holds at most {m} orthonormal vectors")
-    Q, R = torch.linalg.qr(gaussian(*batch, m, k, generator=generator))
-    return Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # the signs make it Haar
-
-
-def gram(X: Tensor) -> Tensor:
-    """``X X^T`` in float64; (..., k, n) -> (..., k, k)."""
-    X = X.double()
-    return X @ X.mT
-
-
-def cholesky(G: Tensor) -> Tensor:
-    """Lower-triangular ``L`` with ``L L^T = G`` for positive *semi*-definite ``G``, shape (..., k, k).
-
-    A pivot that is zero up to rounding gives a zero column: equal inputs, or a layer that is all zero, are no error.
-    """
-    L = torch.zeros_like(G)
-    floor = 8 * torch.finfo(G.dtype).eps * G.diagonal(dim1=-2, dim2=-1)
-    for j in range(G.shape[-1]):
-        column = G[..., j:, j] - (L[..., j:, :j] @ L[..., j, :j, None])[..., 0]
-        pivot = column[..., 0]
-        keep = pivot > floor[..., j]
-        scale = torch.where(keep, pivot, 1.0).rsqrt()
-        L[..., j:, j] = torch.where(keep[..., None], column * scale[..., None], 0.0)
-    return L
-
-
-def right_divide(X: Tensor, L: Tensor) -> Tensor:
-    """``X L^{-1}`` for lower-triangular ``L``."""
-    return torch.linalg.solve_triangular(L, X, upper=False, left=False)
-
-
-def wishart(freedom: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """``N N^T`` for ``N`` of shape (k, freedom) standard Gaussian, by Bartlett's factor; float64, shape (..., k, k).
-
-    Args:
-        freedom: columns of ``N``; with fewer than ``k`` it is drawn itself.
-        like: shape (..., k, m): the batch and ``k``.
-    """
-    *batch, k, _ = like.shape
-    if freedom < k:
-        return gram(gaussian(*batch, k, freedom, generator=generator))
-    T = gaussian(*batch, k, k, generator=generator).tril_(-1)
-    chi2 = freedom - torch.arange(k, dtype=torch.float64, device=generator.device)
-    chi = torch._standard_gamma(chi2.expand(*batch, k) / 2, generator=generator).mul_(2).sqrt_()
-    T.diagonal(dim1=-2, dim2=-1).copy_(chi)
-    return T @ T.mT
-
-
-def gaussian(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard Gaussian tensor on the generator's device."""
-    return torch.randn(*shape, dtype=dtype, device=generator.device, generator=generator)
-
-
-def shuffle(Z: Tensor, generator: torch.Generator) -> Tensor:
-    """The columns of each ``Z`` of shape (k, n) in a random order of its own; shape (..., k, n)."""
-    if Z.device.type != "cpu":
-        order = _permutations(Z.shape[-1], Z.shape[:-2], generator)
-        return Z.gather(-1, order[..., None, :].expand(Z.shape))
-    # NumPy shuffles whole columns in place, as opaque items: five times faster than sorting random keys.
-    columns = Z.mT.contiguous()
-    items = columns.numpy().view(f"V{columns.shape[-1] * columns.itemsize}")[..., 0]
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    np.random.default_rng(seed).permuted(items, axis=-1, out=items)
-    return columns.mT.contiguous()
-
-
-def _permutations(n: int, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(*batch, n, dtype=torch.float64, device=generator.device, generator=generator).argsort(-1)
+def _sorted(M: Tensor, A: Tensor, counts: Tensor) -> Tensor:
+    """``M_r a_i`` for the columns ``a_i`` of ``A``, kind by kind within each group; (..., k, m)."""
+    groups, rows = counts.shape[-2:]
+    place = torch.arange(A.shape[-1] // groups, device=A.device)
+    ends = counts.cumsum(-1)
+    Z = M[..., 0, :, :] @ A
+    for r in range(1, rows):
+        later = place >= ends[..., r - 1, None]  # (..., groups, m / groups)
+        Z = torch.where(later.flatten(-2)[..., None, :], M[..., r, :, :] @ A, Z)
+    return Z
 
 
 def rank_of(rank: float, m: int) -> int:

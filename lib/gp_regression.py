@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from torch import Tensor
 
 
@@ -50,12 +50,16 @@ class GaussianProcess:
         return cho_solve(self._factor, self.Y.double().cpu().numpy())  # C^{-1} Y
 
     @property
+    def misfit(self) -> float:
+        """``tr(Y^T C^{-1} Y)``: convex in ``K``; over ``Y.numel()`` it is 1 on average where the model is right."""
+        return float((self.Y.double().cpu().numpy() * self._weights).sum())
+
+    @property
     def log_likelihood(self) -> float:
         """``-(1/2) tr(Y^T C^{-1} Y) - (outputs / 2) (ln det C + N ln 2 pi)``."""
-        Y = self.Y.double().cpu().numpy()
-        half_log_det = np.log(np.diagonal(self._factor[0])).sum()
-        outputs = Y.size // len(Y)
-        return float(-(Y * self._weights).sum() / 2 - outputs * (half_log_det + len(Y) * math.log(2 * math.pi) / 2))
+        N = len(self.Y)
+        half_log_det = float(np.log(np.diagonal(self._factor[0])).sum())
+        return -self.misfit / 2 - self.Y.numel() / N * (half_log_det + N * math.log(2 * math.pi) / 2)
 
     def predict(self, K_cross: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """``mean = K_* C^{-1} Y``, ``var = k - diag(K_* C^{-1} K_*^T)`` of ``f`` itself, without the noise.
@@ -69,9 +73,16 @@ class GaussianProcess:
         """
         if K_cross.shape != (len(k), len(self.Y)):
             raise ValueError(f"K_cross: got shape {tuple(K_cross.shape)}; need ({len(k)}, {len(self.Y)})")
-        K_cross = K_cross.double().cpu().numpy()
-        explained = (K_cross.T * cho_solve(self._factor, K_cross.T)).sum(0)
-        return torch.from_numpy(K_cross @ self._weights), k.double().cpu() - torch.from_numpy(explained)
+        # C = L L^T: one triangular solve, half the work of C^{-1} K_*^T
+        half = solve_triangular(self._factor[0], K_cross.double().cpu().numpy().T, lower=True)
+        explained = np.einsum("ij,ij->j", half, half)
+        return self.mean(K_cross), k.double().cpu() - torch.from_numpy(explained)
+
+    def mean(self, K_cross: Tensor) -> Tensor:
+        """The mean alone, ``K_* C^{-1} Y``, at a small part of the cost of :meth:`predict`."""
+        if K_cross.ndim != 2 or K_cross.shape[1] != len(self.Y):
+            raise ValueError(f"K_cross: got shape {tuple(K_cross.shape)}; need (M, {len(self.Y)})")
+        return torch.from_numpy(K_cross.double().cpu().numpy() @ self._weights)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -6,11 +6,14 @@ gradients, cost ``O((m + n) j)`` a query.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lib.ensembles import Ensemble, Gaussian, LowRank, Orthogonal, gaussian, rank_of
+from lib.ensembles import Ensemble, Gaussian, LowRank, Orthogonal, rank_of
+from lib.nngp import check_scales
+from lib.random_matrices import gaussian
 
 
 class LazyWeights:
@@ -99,6 +102,67 @@ class LazyWeights:
             torch._standard_gamma(torch.full(shape, p, dtype=torch.float64), generator=self.generator) for p in (a, b)
         )
         return x / (x + y)
+
+
+def gradient_norms(
+    ensemble: Ensemble,
+    n: int,
+    layers: int,
+    networks: int,
+    phi: Callable[[Tensor], Tensor],
+    derivative: Callable[[Tensor], Tensor],
+    K: float,
+    generator: torch.Generator,
+    *,
+    sigma_w: float,
+    sigma_b: float = 0.0,
+    explicit: bool = False,
+) -> Tensor:
+    """``log |delta^(l)|^2`` for ``l = 1, ..., L``, ``|delta^(L)| = 1``, of independent networks of width ``n``.
+
+    Forward ``z^(l) = sigma_w W^(l) phi(z^(l-1)) + sigma_b b``, back ``delta^(l) = phi'(z^(l)) o (sigma_w W^(l+1)^T
+    delta^(l+1))``, with the same ``W``. The law is exact, at ``O(n)`` a layer and network.
+
+    Args:
+        ensemble: law of ``W^(l)``, ``l >= 2``; see :class:`LazyWeights`. The first layer is Gaussian.
+        phi, derivative: the activation, elementwise.
+        K: variance of a pre-activation of the first layer, bias included.
+        explicit: draw the matrices and multiply, as an oracle.
+
+    Returns:
+        Shape (networks, layers), float64.
+    """
+    check_scales(sigma_w, sigma_b)
+    if not (math.isfinite(K) and K > 0):
+        raise ValueError(f"K: got {K}; the variance of the first layer is finite and > 0")
+    draw = lambda: gaussian(networks, n, generator=generator)  # noqa: E731
+    z = [math.sqrt(K) * draw()]
+    weights: list[LazyWeights | _Matrices] = []
+    for _ in range(layers - 1):
+        W = (_Matrices if explicit else LazyWeights)(ensemble, n, n, networks, generator)
+        z.append(sigma_w * W.forward(phi(z[-1])))
+        if sigma_b:
+            z[-1] += sigma_b * draw()
+        weights.append(W)
+    delta = torch.nn.functional.normalize(draw(), dim=-1)
+    norms = [delta.norm(dim=-1)]
+    for W, here in zip(reversed(weights), reversed(z[:-1]), strict=True):
+        delta = derivative(here) * (sigma_w * W.backward(delta))
+        norms.append(delta.norm(dim=-1))
+    return 2 * torch.stack(norms[::-1], -1).log()
+
+
+class _Matrices:
+    """What :class:`LazyWeights` avoids."""
+
+    def __init__(self, ensemble: Ensemble, m: int, n: int, networks: int, generator: torch.Generator):
+        self._W = ensemble.matrix(m, n, generator, (networks,))
+
+    def forward(self, phi: Tensor) -> Tensor:
+        return (self._W @ phi[..., None])[..., 0]
+
+    def backward(self, delta: Tensor) -> Tensor:
+        return (self._W.mT @ delta[..., None])[..., 0]
 
 
 def _split(x: Tensor, basis: Tensor, *, normalise: bool = True) -> tuple[Tensor, Tensor, Tensor]:

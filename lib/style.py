@@ -20,6 +20,7 @@ WITH_FIX = "#0072B2"  # blue: attention with the fix
 THEORY = "#000000"  # a prediction is always a black line
 CASES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # neutral categories, in order of use
 MARKERS = ("o", "s", "^", "D", "v", "P")  # the same cases without colour
+FAMILIES = dict(zip(("i.i.d.", "orthogonal", "low rank", "product", "block sparse"), CASES, strict=False))  # chapter 2
 MUTED = "#8A8A8A"  # what a figure shows only for comparison
 
 _RC = {

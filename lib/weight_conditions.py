@@ -4,7 +4,9 @@ Condition (iv) speaks of products of two pairs of entries in two columns, condit
 taken times the power of ``n`` that makes independent N(0, 1/n) weights give 1, 0, 1 and 105.
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,28 +85,53 @@ def exact_moments(ensemble: Ensemble, m: int, n: int) -> FourthMoments:
     raise ValueError(f"ensemble: no closed form for {ensemble.name}; use estimated_moments")
 
 
-def estimated_moments(W: Tensor) -> FourthMoments:
+def estimated_moments(W: Tensor, n: int | None = None) -> FourthMoments:
     """The same from draws of ``W``, shape (draws, m, n): averages over all rows and columns, one value a draw.
 
     They are unbiased for a law that is exchangeable over rows and over columns.
+
+    Args:
+        n: columns of the whole matrix, where ``W`` holds only some of them: two are enough.
     """
-    if W.ndim != 3 or min(W.shape[1:]) < 2:
-        raise ValueError(f"W: got shape {tuple(W.shape)}; need draws of at least 2 x 2, shape (draws, m, n)")
-    _, m, n = W.shape
+    _check_draws(W)
+    _, m, columns_drawn = W.shape
+    n = columns_drawn if n is None else n
+    if n < columns_drawn:
+        raise ValueError(f"n: got {n}; the whole matrix has at least the {columns_drawn} columns of W")
     S = W.square()
     entry, rows, columns = S.square().sum((-2, -1)), S.sum(-1), S.sum(-2)
     in_rows, in_columns = rows.square().sum(-1), columns.square().sum(-1)
-    gram = W @ W.mT
+    gram = W @ W.mT if m <= columns_drawn else W.mT @ W  # of the same norm; the smaller one
     crossed = gram.square().sum((-2, -1)) - in_rows - in_columns + entry
     two_rows = S.sum((-2, -1)).square() - in_rows - in_columns + entry
-    row_pairs, column_pairs = m * (m - 1), n * (n - 1)
+    row_pairs, column_pairs = m * (m - 1), columns_drawn * (columns_drawn - 1)
     return FourthMoments(
         same_row=n**2 * (in_rows - entry) / (m * column_pairs),
         crossed=n**2 * crossed / (row_pairs * column_pairs),
         two_rows=n**2 * two_rows / (row_pairs * column_pairs),
-        entry=n**2 * entry / (m * n),
-        column=n**2 * (in_columns - entry) / (n * row_pairs),
+        entry=n**2 * entry / (m * columns_drawn),
+        column=n**2 * (in_columns - entry) / (columns_drawn * row_pairs),
     )
+
+
+def estimated_second_moments(W: Tensor) -> dict[str, Tensor]:
+    """What condition (ii) speaks of, from draws of ``W``, shape (draws, m, n): one value a draw, unbiased as above.
+
+    ``sqrt(n) E W_11`` (mean), ``n E W_11^2 - 1`` (variance), and ``n E`` of ``W_11 W_12`` (same row), of
+    ``W_11 W_21`` (same column), of ``W_11 W_22`` (apart). All are 0 if the entries are centred and uncorrelated with
+    variance ``1/n``.
+    """
+    _check_draws(W)
+    _, m, n = W.shape
+    total, squares = W.sum((-2, -1)), W.square().sum((-2, -1))
+    in_rows, in_columns = W.sum(-1).square().sum(-1), W.sum(-2).square().sum(-1)
+    return {
+        "mean": total / (m * math.sqrt(n)),
+        "variance": squares / m - 1,
+        "same row": (in_rows - squares) / (m * (n - 1)),
+        "same column": (in_columns - squares) / (m * (m - 1)),
+        "apart": (total.square() - in_rows - in_columns + squares) / (m * (m - 1) * (n - 1)),
+    }
 
 
 def eighth_moment(ensemble: Ensemble, m: int, n: int) -> tuple[float, float]:
@@ -112,22 +139,84 @@ def eighth_moment(ensemble: Ensemble, m: int, n: int) -> tuple[float, float]:
 
     Condition (iii) asks that it be bounded as ``n`` grows. Independent Gaussian weights give 105 for every ``a``.
     """
-
-    def grows(d: int) -> float:
-        return (1 + 2 / d) * (1 + 4 / d) * (1 + 6 / d)
-
     match ensemble:
         case Gaussian():
             value = 105.0
         case Orthogonal():
-            value = 105 / grows(max(m, n))
+            value = 105 / _growth(max(m, n))
         case LowRank():
-            value = 105 * grows(rank_of(ensemble.rank, m)) / grows(m)
+            value = 105 * _growth(rank_of(ensemble.rank, m)) / _growth(m)
         case GaussianProduct():
-            value = 105 * grows(rank_of(ensemble.rank, m))
+            value = 105 * _growth(rank_of(ensemble.rank, m))
+        case Spectrum():  # E (g^T D g)^4 from the cumulants of a quadratic form of a Gaussian vector
+            powers = [float(ensemble.singular_values(m, n).pow(2 * k).sum()) for k in range(1, 5)]
+            k1, k2, k3, k4 = (2**k * math.factorial(k) * power for k, power in enumerate(powers))
+            fourth = k4 + 4 * k3 * k1 + 3 * k2**2 + 6 * k2 * k1**2 + k1**4
+            value = 105 * fourth / (m**4 * _growth(m) * _growth(n))
         case BlockSparse():  # a flat vector, by Jensen's inequality; one entry, by convexity
             p = ensemble.degree / ensemble.blocks
             return 105.0, 105 / p**3
         case _:
             raise ValueError(f"ensemble: no closed form for {ensemble.name}; draw matrices and average")
     return value, value
+
+
+def estimated_eighth_moment(W: Tensor, a: Tensor) -> Tensor:
+    """``n^4 E |a . W_1|^8 / ||a||^8`` for one ``a``, from draws of ``W``, shape (draws, m, n): one value a draw.
+
+    For a law that no rotation from the left changes. ``W a`` then has a uniform direction, whose first entry has an
+    eighth moment ``105 / (m(m+2)(m+4)(m+6))``. What is left to average is ``||W a||^8``, with far lighter tails than
+    ``|a . W_1|^8``.
+    """
+    _check_draws(W)
+    _, m, n = W.shape
+    a = a.to(W)
+    squared = (W @ a).square().sum(-1) * (n / (m * float(a.square().sum())))
+    return 105 * squared.pow(4) / _growth(m)
+
+
+class RowMoments(NamedTuple):
+    """Joint moments of ``X_j = n W_1j^2``, for a row that no permutation or change of sign of its entries changes."""
+
+    x4: float  # E X_1^4
+    x31: float  # E X_1^3 X_2
+    x22: float  # E X_1^2 X_2^2
+    x211: float  # E X_1^2 X_2 X_3
+    x1111: float  # E X_1 X_2 X_3 X_4
+
+    @classmethod
+    def independent(cls, fourth: float, sixth: float, eighth: float) -> "RowMoments":
+        """Independent entries of variance ``1/n`` with these moments of ``sqrt(n) W_11``."""
+        return cls(eighth, sixth, fourth**2, fourth, 1.0)
+
+    @classmethod
+    def block_sparse(cls, ensemble: BlockSparse, n: int) -> "RowMoments":
+        """``pn`` entries N(0, 1/(pn)) at random places, the others zero."""
+        p = ensemble.degree / ensemble.blocks
+        inside = [math.prod((p * n - j) / (n - j) for j in range(k)) / p**4 for k in range(1, min(4, n) + 1)]
+        one, two, three, four = inside + [0.0] * (4 - len(inside))
+        return cls(105 * one, 15 * two, 9 * two, 3 * three, four)
+
+
+def eighth_moment_along(a: Tensor, row: RowMoments) -> float:
+    """``n^4 E |a . W_1|^8 / ||a||^8`` for one vector ``a`` of shape (n,), exact.
+
+    ``sum_k c_k E[X_1^k1 X_2^k2 ...] S_k`` over the partitions ``k`` of 4: ``S_k`` sums ``x_j1^k1 x_j2^k2 ...`` over
+    different indices, ``x_j = a_j^2 / ||a||^2``, and ``c_k`` counts the ways to put 8 factors into such groups.
+    """
+    x = a.double().square()
+    if not 0 < float(x.sum()) < math.inf:
+        raise ValueError("a: need a finite vector that is not zero")
+    p2, p3, p4 = ((x / x.sum()).pow(k).sum().item() for k in (2, 3, 4))  # power sums; the first is 1
+    sums = (p4, p3 - p4, p2**2 - p4, p2 - 2 * p3 - p2**2 + 2 * p4, 1 - 6 * p2 + 3 * p2**2 + 8 * p3 - 6 * p4)
+    return sum(c * moment * total for c, moment, total in zip((1, 28, 35, 210, 105), row, sums, strict=True))
+
+
+def _growth(d: int) -> float:
+    """``E (chi^2_d)^4 / d^4``."""
+    return (1 + 2 / d) * (1 + 4 / d) * (1 + 6 / d)
+
+
+def _check_draws(W: Tensor) -> None:
+    if W.ndim != 3 or min(W.shape[1:]) < 2:
+        raise ValueError(f"W: got shape {tuple(W.shape)}; need draws of at least 2 x 2, shape (draws, m, n)")

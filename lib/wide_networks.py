@@ -6,17 +6,18 @@ with ``W^(l)`` from a pseudo-iid ensemble for ``l >= 2``. A layer is drawn throu
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lib.ensembles import Ensemble, Gaussian, gaussian
+from lib.ensembles import BlockSparse, Ensemble, Gaussian
+from lib.nngp import check_scales
+from lib.random_matrices import gaussian
 
 
 def preactivations(
-    ensemble: Ensemble,
+    ensemble: Ensemble | Sequence[Ensemble],
     X: Tensor,
     widths: Sequence[int],
     phi: Callable[[Tensor], Tensor],
@@ -26,20 +27,23 @@ def preactivations(
     sigma_b: float = 0.0,
     networks: int = 1,
     explicit: bool = False,
+    shuffled: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Iterator[Tensor]:
     """``z^(1), ..., z^(L)`` of independent networks, one layer at a time, each of shape (networks, k, N_l).
 
     Args:
-        ensemble: law of ``W^(l)``, ``l >= 2``, of variance ``1/n``.
+        ensemble: law of ``W^(l)``, ``l >= 2``, of variance ``1/n``; one for all, or a list for ``W^(2), ..., W^(L)``.
         X: inputs, shape (k, N_0).
         widths: ``N_1, ..., N_L``.
         phi: activation, elementwise.
         generator: on the device where the networks are to live.
-        sigma_w: standard deviation of a weight times ``sqrt(n)``.
+        sigma_w: standard deviation of a weight times ``sqrt(n)``, > 0.
         sigma_b: standard deviation of a bias.
         networks: how many.
         explicit: draw the matrices and multiply, as an oracle.
+        shuffled: neurons in random order. ``False`` leaves those of block sparse layers sorted, which is faster and
+            changes no law that is symmetric in the neurons; who reads a single one then reads a random one.
         dtype: of the pre-activations.
 
     Raises:
@@ -49,21 +53,32 @@ def preactivations(
         raise ValueError(f"X: got {X.dtype} of shape {tuple(X.shape)}; need k finite inputs as rows, shape (k, N_0)")
     if not widths or any(int(n) != n or n < 1 for n in widths):
         raise ValueError(f"widths: got {list(widths)}; need N_1, ..., N_L, each an integer >= 1")
-    for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}: got {value}; a standard deviation is finite and >= 0")
+    check_scales(sigma_w, sigma_b)
     if int(networks) != networks or networks < 1:
         raise ValueError(f"networks: got {networks}; need an integer >= 1")
-    return _layers(ensemble, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, dtype)
+    ensembles = each_layer(ensemble, len(widths))
+    return _layers(ensembles, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, shuffled, dtype)
 
 
-def _layers(ensemble, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, dtype):
+def each_layer(ensemble: Ensemble | Sequence[Ensemble], L: int) -> tuple[Ensemble, ...]:
+    """The ensembles of ``W^(2), ..., W^(L)``."""
+    if isinstance(ensemble, Ensemble):
+        return (ensemble,) * (L - 1)
+    if len(ensemble) != L - 1:
+        raise ValueError(f"ensemble: got {len(ensemble)} of them; {L} layers need {L - 1}, for W^(2) to W^({L})")
+    return tuple(ensemble)
+
+
+def _layers(ensembles, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, shuffled, dtype):
     Phi = X.to(generator.device, dtype).expand(networks, *X.shape)
-    law: Ensemble = Gaussian()  # the first layer: only one of its dimensions grows
-    for l, m in enumerate(widths):
+    laws = (Gaussian(), *ensembles)  # the first layer: only one of its dimensions grows
+    for l, (m, law) in enumerate(zip(widths, laws, strict=True)):
         draw = functools.partial(Ensemble.outputs, law) if explicit else law.outputs
+        if isinstance(law, BlockSparse) and not (shuffled or explicit):
+            following = laws[l + 1] if l + 1 < len(laws) else None
+            draw = functools.partial(draw, groups=following.blocks if isinstance(following, BlockSparse) else 1)
         Z = sigma_w * draw(Phi, m, generator, shuffled=l > 0)
         if sigma_b:
             Z = Z + sigma_b * gaussian(networks, 1, m, generator=generator, dtype=dtype)
         yield Z
-        Phi, law = phi(Z), ensemble
+        Phi = phi(Z)

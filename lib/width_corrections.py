@@ -38,6 +38,14 @@ class Correction:
         return -(a * x + b * (x**3 - 3 * x)) * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
 
     @property
+    def sign_changes(self) -> tuple[float, float]:
+        """``(sign, c)``: for ``x > 0``, ``-shift`` has that sign below ``c`` and the other above it."""
+        a, b = self.m / (2 * self.K), self.C / (8 * self.K**2)
+        if a * b >= 3 * b**2:  # one sign: the zero 3 - a/b of a + b (x^2 - 3) is not positive, or there is none
+            return math.copysign(1.0, a), math.inf
+        return math.copysign(1.0, a - 3 * b), math.sqrt(3 - a / b)
+
+    @property
     def wasserstein(self) -> float:
         """Limit of ``n W_1(z_1, N(0, K))``: ``sqrt(K)`` times the integral of ``|shift|``."""
         x = torch.linspace(-12, 12, 24001, dtype=torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.activations import ACTIVATIONS, ERF, HARD_TANH, RELU, TANH
-from lib.edge_of_chaos import MeanField, critical_bias, critical_point, depth_scale
+from lib.edge_of_chaos import MeanField, critical_bias, critical_point, critical_rate, depth_scale
 from lib.nngp import nngp
 
 # sigma_b, then sigma_w and q* of tanh, erf, hard-tanh on the critical line, to all digits given.
@@ -123,6 +123,30 @@ def test_critical_relu_forgets_algebraically():
         c = field.correlation_map(c)
     assert (1 - c) * 2000**2 == pytest.approx(43.72, abs=0.005)
     assert (1 - c) * 2000**2 == pytest.approx(4.5 * math.pi**2, rel=0.02)
+
+
+@pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=lambda phi: phi.name)
+def test_two_ways_to_forget_at_criticality(phi):
+    field = MeanField(phi, math.sqrt(2), 0.0) if phi is RELU else MeanField(phi, critical_point(phi, 0.3)[0], 0.3)
+    power, rate, drift = critical_rate(field)
+    assert power == (0.5 if phi.kinks else 1)
+    l, c, grown = 200, 0.5, []
+    for step in range(2 * l + 1):
+        if step in (l, 2 * l):
+            grown.append((1 - c) ** -power)
+        c = field.correlation_map(c)
+    found = (grown[1] - grown[0]) / (l * rate) - 1
+    assert found == pytest.approx(drift * math.log(2) / l, rel=0.2)
+
+
+def test_critical_rates_by_hand():
+    # relu: sqrt(2) / (3 pi). erf: phi'' = -(4/sqrt(pi)) u e^{-u^2}, so E phi''^2 = (16/pi) q / (1 + 4q)^{3/2}.
+    assert critical_rate(MeanField(RELU, math.sqrt(2), 0.0)) == pytest.approx((0.5, math.sqrt(2) / (3 * math.pi), 1.5))
+    sigma_w, q = critical_point(ERF, 0.5)
+    beta = sigma_w**2 * q * 16 / math.pi * q / (1 + 4 * q) ** 1.5
+    assert critical_rate(MeanField(ERF, sigma_w, 0.5))[:2] == pytest.approx((1, beta / 2), rel=1e-6)
+    with pytest.raises(ValueError, match=r"chi = 1\.36"):
+        critical_rate(MeanField(TANH, 2.0, 0.0))
 
 
 def test_the_kernel_follows_the_maps():

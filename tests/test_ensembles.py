@@ -6,21 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lib.ensembles import (
-    FAMILIES,
-    BlockSparse,
-    Ensemble,
-    Gaussian,
-    GaussianProduct,
-    LowRank,
-    Orthogonal,
-    Spectrum,
-    cholesky,
-    frame,
-    gram,
-    shuffle,
-    wishart,
-)
+from lib.ensembles import FAMILIES, BlockSparse, Ensemble, Gaussian, GaussianProduct, LowRank, Orthogonal, Spectrum
+from lib.random_matrices import cholesky, contingency_table, frame, gram, shuffle, wishart
 
 FAMILY_WISE = 1e-3  # chance that any two-sample test of this file fails on correct code
 DRAWS = 20_000
@@ -64,6 +51,36 @@ def test_implicit_draws_have_the_law_of_the_explicit_ones(ensemble, shape):
     for name, statistic in STATISTICS.items():
         p = stats.ks_2samp(statistic(implicit).numpy(), statistic(explicit).numpy()).pvalue
         assert p > level, f"{name}: p = {p:.2g}"
+
+
+def test_sorted_outputs_have_the_same_law_up_to_order():
+    """Two block sparse layers: what is symmetric in the neurons does not see that the first is sorted in groups."""
+    g, Phi, layer = generator(5), inputs(12), BlockSparse()
+    Z = {
+        name: layer.outputs(layer.outputs(Phi, 6, g, groups=groups), 6, g, shuffled=True)
+        for name, groups in (("shuffled", None), ("sorted", 3))
+    }
+    for statistic in STATISTICS.values():
+        p = stats.ks_2samp(*(statistic(z).numpy() for z in Z.values())).pvalue
+        assert p > FAMILY_WISE / len(STATISTICS)
+    # Sorted in one group, the neurons of a block stay together in the next layer, which shows.
+    wrong = layer.outputs(layer.outputs(Phi, 6, g, groups=1), 6, g, shuffled=True)
+    p = [stats.ks_2samp(f(wrong).numpy(), f(Z["shuffled"]).numpy()).pvalue for f in STATISTICS.values()]
+    assert min(p) < FAMILY_WISE / len(STATISTICS)
+
+
+def test_random_groups_are_counted_as_dealing_cards_counts_them():
+    g, rows, size, groups, draws = generator(6), 3, 4, 2, 30_000
+    table = contingency_table((draws,), rows, size, groups, g)
+    assert (table.sum(-1) == rows * size // groups).all()
+    assert (table.sum(-2) == size).all()
+    cards = torch.arange(rows).repeat_interleave(size)[torch.rand(draws, rows * size, generator=g).argsort(-1)]
+    dealt = torch.stack([(cards[:, : rows * size // groups] == row).sum(-1) for row in range(rows)], -1)
+    outcomes = [(t @ torch.tensor([25, 5, 1])).bincount(minlength=125) for t in (table[:, 0], dealt)]
+    both = torch.stack([count[sum(outcomes) > 20] for count in outcomes])
+    assert stats.chi2_contingency(both.numpy()).pvalue > 1e-3
+    with pytest.raises(ValueError, match="groups: got 5"):
+        contingency_table((2,), rows, size, 5, g)
 
 
 @pytest.mark.parametrize("other", [name for name in ENSEMBLES if name != "i.i.d."])

@@ -27,6 +27,7 @@ def test_same_as_scikit_learn(outputs):
     ours = GaussianProcess(K, Y, 0.1)
     m, v = ours.predict(K_cross, torch.ones(7))
     assert np.allclose(m, mean, rtol=1e-10)
+    assert torch.equal(ours.mean(K_cross), m)
     assert np.allclose(v.sqrt() if outputs is None else v.sqrt()[:, None], std, rtol=1e-10)
     assert ours.log_likelihood == pytest.approx(theirs.log_marginal_likelihood_value_, rel=1e-12)
 
@@ -37,6 +38,7 @@ def test_one_observation_by_hand():
     mean, variance = gp.predict(torch.tensor([[1.0]]), torch.tensor([2.0]))
     assert float(mean) == pytest.approx(2)
     assert float(variance) == pytest.approx(5 / 3)
+    assert gp.misfit == pytest.approx(12)
     assert gp.log_likelihood == pytest.approx(-6 - math.log(6 * math.pi) / 2)
 
 
@@ -47,6 +49,19 @@ def test_without_noise_it_interpolates():
     mean, variance = GaussianProcess(K, Y, 1e-10).predict(K, K.diagonal())
     assert torch.allclose(mean, Y, atol=1e-4)
     assert variance.abs().max() < 1e-6
+
+
+def test_a_random_kernel_is_too_sure_and_fits_worse():
+    """The predictive variance is concave in the kernel, the misfit convex: Jensen, for two kernels and their mean."""
+    g = torch.Generator().manual_seed(1)
+    Y = torch.randn(8, dtype=torch.float64, generator=g)
+    for _ in range(20):
+        A = torch.randn(2, 11, 3, dtype=torch.float64, generator=g)
+        kernels = [*(A @ A.mT), (A @ A.mT).mean(0)]
+        gps = [GaussianProcess(K[:8, :8], Y, 0.1) for K in kernels]
+        one, other, mean = (gp.predict(K[8:, :8], K.diagonal()[8:])[1] for gp, K in zip(gps, kernels, strict=True))
+        assert (one + other <= 2 * mean).all()
+        assert gps[0].misfit + gps[1].misfit >= 2 * gps[2].misfit
 
 
 def test_digits_with_an_infinitely_wide_network():
@@ -81,3 +96,5 @@ def test_bad_arguments_are_refused():
         GaussianProcess(K, torch.ones(3), 1.0)
     with pytest.raises(ValueError, match="K_cross: got shape"):
         GaussianProcess(K, Y, 1.0).predict(torch.ones(2, 3), torch.ones(2))
+    with pytest.raises(ValueError, match="K_cross: got shape"):
+        GaussianProcess(K, Y, 1.0).mean(torch.ones(2, 3))

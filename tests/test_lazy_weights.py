@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from lib.ensembles import BlockSparse, Gaussian, GaussianProduct, LowRank, Orthogonal
-from lib.lazy_weights import LazyWeights
+from lib.lazy_weights import LazyWeights, gradient_norms
 
 FAMILY_WISE = 1e-3
 NETWORKS, N = 30_000, 7
@@ -60,6 +60,36 @@ def test_answers_are_those_of_one_matrix(ensemble):
     back = lazy.backward(delta)
     for phi, answer in ((x, Wx), (y, Wy), (2 * x - y, 2 * Wx - Wy)):
         torch.testing.assert_close((back * phi).sum(-1), (delta * answer).sum(-1))
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES.values(), ids=ENSEMBLES)
+def test_gradients_have_the_law_of_full_matrices(ensemble):
+    def run(explicit, seed):
+        phi = torch.tanh, lambda u: torch.cosh(u) ** -2
+        return gradient_norms(
+            ensemble, N, 4, NETWORKS, *phi, 0.8, generator(seed), sigma_w=1.5, sigma_b=0.3, explicit=explicit
+        )
+
+    ours, full = run(False, 1), run(True, 2)
+    assert ours.shape == (NETWORKS, 4)
+    assert ours[:, -1].abs().max() < 1e-12
+    for l in range(3):
+        p = stats.ks_2samp(ours[:, l].numpy(), full[:, l].numpy()).pvalue
+        assert p > FAMILY_WISE / (3 * len(ENSEMBLES)), f"layer {l + 1}: p = {p:.2g}"
+
+
+def test_gradient_norms_are_those_of_autograd():
+    """The explicit sampler against automatic differentiation of the same matrices."""
+    phi, n, L = (torch.tanh, lambda u: torch.cosh(u) ** -2), 5, 3
+    got = gradient_norms(Gaussian(), n, L, 1, *phi, 0.8, generator(4), sigma_w=1.5, sigma_b=0.3, explicit=True)
+    g = generator(4)  # the same draws in the same order
+    z = [(0.8**0.5 * torch.randn(1, n, dtype=torch.float64, generator=g)).requires_grad_()]
+    for _ in range(L - 1):
+        W = Gaussian().matrix(n, n, g, (1,))
+        z.append(1.5 * torch.tanh(z[-1]) @ W[0].T + 0.3 * torch.randn(1, n, dtype=torch.float64, generator=g))
+    delta = torch.nn.functional.normalize(torch.randn(1, n, dtype=torch.float64, generator=g), dim=-1)
+    gradients = torch.autograd.grad((z[-1] * delta).sum(), z)
+    torch.testing.assert_close(got, torch.stack([2 * d.norm().log() for d in gradients])[None])
 
 
 def test_orthogonal_weights_keep_lengths_both_ways():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lib.ensembles import FAMILIES, Gaussian, LowRank, Orthogonal
+from lib.ensembles import FAMILIES, BlockSparse, Gaussian, LowRank, Orthogonal
 from lib.wide_networks import preactivations
 
 FAMILY_WISE = 1e-3
@@ -38,6 +38,21 @@ def test_implicit_networks_have_the_law_of_explicit_ones(ensemble, phi, sigma_w,
         assert stats.ks_2samp(f(implicit).numpy(), f(explicit).numpy()).pvalue > level
 
 
+def test_sorted_neurons_change_nothing_that_is_symmetric_in_them():
+    X = torch.tensor([[1.0, 0.5, -1.0], [0.3, 1.2, 0.1]], dtype=torch.float64)
+    kinds = [BlockSparse(), BlockSparse(2), Gaussian(), BlockSparse()]
+    scales = {"sigma_w": 1.5, "networks": NETWORKS}
+    *_, plain = preactivations(kinds, X, [6] * 5, torch.tanh, generator(3), **scales)
+    *_, quick = preactivations(kinds, X, [6] * 5, torch.tanh, generator(4), **scales, shuffled=False)
+    for f in (lambda Z: Z.square().sum((1, 2)), lambda Z: Z.prod(1).sum(-1), lambda Z: Z[:, 0].pow(4).sum(-1)):
+        assert stats.ks_2samp(f(plain).numpy(), f(quick).numpy()).pvalue > FAMILY_WISE / 3
+    # Sorted they are: two neurons of one block share the scale of their squares, and the first two are of one block.
+    *_, quick = preactivations(BlockSparse(), X, [6] * 2, torch.tanh, generator(5), **scales, shuffled=False)
+    squares = quick[:, 0].square()
+    near, far = (torch.corrcoef(squares[:, [0, i]].T)[0, 1] for i in (1, 5))
+    assert near > far + 0.05
+
+
 def test_the_first_layer_is_gaussian_with_the_stated_variance():
     X = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     scales = {"sigma_w": 2.0, "sigma_b": 0.5, "networks": 20_000}
@@ -52,6 +67,20 @@ def test_deep_linear_orthogonal_networks_keep_the_activity():
     layers = list(preactivations(Orthogonal(), X, [64] * 5, lambda z: z, generator(), sigma_w=1.0, networks=3))
     for z in layers[1:]:
         torch.testing.assert_close(z @ z.mT, layers[0] @ layers[0].mT)
+
+
+def test_an_ensemble_for_each_layer():
+    """Linear layers: an orthogonal one keeps the activity, an independent one does not."""
+    X = torch.ones(1, 3, dtype=torch.float64)
+    z1, z2, z3 = preactivations([Orthogonal(), Gaussian()], X, [8] * 3, lambda z: z, generator(), sigma_w=1.0)
+    torch.testing.assert_close(z2.norm(), z1.norm())
+    assert abs(float(z3.norm() / z2.norm()) - 1) > 1e-3
+    same, listed = (
+        list(preactivations(e, X, [8] * 3, torch.tanh, generator(), sigma_w=1.0)) for e in (LowRank(), [LowRank()] * 2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(same, listed, strict=True))
+    with pytest.raises(ValueError, match="ensemble: got 1 of them; 3 layers need 2"):
+        preactivations([Orthogonal()], X, [8] * 3, torch.tanh, generator(), sigma_w=1.0)
 
 
 def test_single_precision_is_close_to_double():

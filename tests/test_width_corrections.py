@@ -102,6 +102,17 @@ def test_edgeworth_distances_by_hand():
     assert c.kolmogorov == pytest.approx(1 / 8 * math.exp(-0.5) / math.sqrt(2 * math.pi), rel=1e-6)
 
 
+def test_where_the_shift_changes_its_sign():
+    assert Correction(1.0, 0.0, 1.0).sign_changes == (1.0, math.inf)
+    assert Correction(1.0, 0.0, -1.0).sign_changes == (-1.0, math.inf)
+    assert Correction(1.0, 1.0, 0.0).sign_changes == (-1.0, pytest.approx(math.sqrt(3)))
+    x = torch.linspace(0.013, 5, 500, dtype=torch.float64)
+    for C, m in ((2.0, -0.3), (-8.0, 1.0), (-1.0, -2.0), (1.0, 2.0), (1.0, 0.5)):
+        correction = Correction(2.0, C, m)
+        sign, c = correction.sign_changes
+        assert torch.equal((-correction.shift(x)).sign(), sign * torch.where(x < c, 1.0, -1.0).double())
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="K: got 0"):
         layer(Relu(), Gaussian(), 10, 0.0, 1, sigma_w=1.0)
