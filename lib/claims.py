@@ -24,6 +24,7 @@ MIME = "application/vnd.book.claims+json"
 ALPHA = 1e-4
 SIGNS = {"=": "", "<": "≤ ", ">": "≥ "}
 TAGS = ("paper", "sharp", "beyond")
+ROUNDING = 1e-12  # relative: below it a spread differs from machine to machine
 # Six digits travel in the record: enough for every reader, few enough to be the same on every machine.
 _DIGITS = 6
 
@@ -51,7 +52,7 @@ class Estimate:
 
 
 def estimate(samples: torch.Tensor | Sequence[float]) -> Estimate:
-    """Mean and standard error ``std / sqrt(n)`` of independent draws.
+    """Mean and standard error ``std / sqrt(n)`` of independent draws; a spread that is rounding noise counts as none.
 
     Args:
         samples: at least two real numbers, one per draw.
@@ -64,7 +65,8 @@ def estimate(samples: torch.Tensor | Sequence[float]) -> Estimate:
         raise ValueError(f"samples: got {x.numel()} draw(s); an error bar needs at least 2")
     if not x.isfinite().all():
         raise ValueError(f"samples: {int((~x.isfinite()).sum())} of {x.numel()} values are not finite")
-    return Estimate(float(x.mean()), float(x.std()) / math.sqrt(x.numel()), x.numel())
+    mean, std = float(x.mean()), float(x.std())
+    return Estimate(mean, std / math.sqrt(x.numel()) if std > ROUNDING * abs(mean) else 0.0, x.numel())
 
 
 def slope(log_x: torch.Tensor | Sequence[float], log_y: torch.Tensor) -> Estimate:

@@ -16,7 +16,7 @@ from lib.claims import Estimate, estimate
 from lib.random_matrices import shuffle
 
 Samples = Mapping[str, Sequence[Tensor]]  # statistic -> one value a draw, for each size
-UNCORRELATED = {"mean": 0.0, "variance": 1.0, "same row": 0.0, "same column": 0.0, "neither": 0.0}
+UNCORRELATED = {"mean": 0.0, "variance": 1.0, "in a row": 0.0, "in a column": 0.0, "neither": 0.0}
 EIGHTH = ("flat", "random", "one entry")
 FOURTH = {"same_row": 1.0, "crossed": 0.0, "two_rows": 1.0}
 ROUNDING = 1e-9  # what sums over exact identities, such as those of orthogonal matrices, may miss

@@ -17,6 +17,8 @@ from lib.activations import TANH
 from lib.claims import Estimate, estimate
 from lib.condition_tests import (
     EIGHTH,
+    FOURTH,
+    UNCORRELATED,
     Finding,
     bounded_eighth,
     exchangeable,
@@ -105,26 +107,34 @@ class Report:
     def __getitem__(self, name: str) -> list[Estimate]:
         return self.estimates[name]
 
+    def _sections(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Headings, each with the names of the estimates below it."""
+        names = {"(ii)": tuple(UNCORRELATED), "(iii)": EIGHTH, "(iv)": tuple(FOURTH)}
+        judged = [(f"{f.condition} {_word(f.holds)}: {f.reason}", names.get(f.condition, ())) for f in self.findings]
+        seen = {name for _, below in judged for name in below}
+        return [*judged, ("the correction of order 1/n", tuple(name for name in self.estimates if name not in seen))]
+
     def __repr__(self) -> str:
         wide = max(map(len, self.estimates)) + 2
         lines = [f"{self.name}: a Gaussian process is {self.verdict}"]
-        lines += [f"  {f.condition:6}{_word(f.holds):12}{f.reason}" for f in self.findings]
-        lines += ["", "n".rjust(wide) + "".join(str(n).rjust(20) for n in self.sizes)]
-        for name, values in self.estimates.items():
-            lines.append(name.rjust(wide) + "".join(_cell(e).rjust(20) for e in values))
+        lines += ["n".rjust(wide) + "".join(str(n).rjust(20) for n in self.sizes)]
+        for heading, names in self._sections():
+            lines += ["", heading]
+            lines += [name.rjust(wide) + "".join(_cell(e).rjust(20) for e in self.estimates[name]) for name in names]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         def row(cells: Sequence[str], tag: str = "td") -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
-        findings = "".join(row([f.condition, _word(f.holds), f.reason]) for f in self.findings)
-        numbers = "".join(row([name, *map(_cell, values)]) for name, values in self.estimates.items())
-        head = row(["n", *map(str, self.sizes)], "th")
+        rows = []
+        for heading, names in self._sections():
+            rows.append(f'<tr><th colspan="{1 + len(self.sizes)}">{html.escape(heading)}</th></tr>')
+            rows += [row([name, *map(_cell, self.estimates[name])]) for name in names]
         return (
-            f"<p><strong>{html.escape(self.name)}</strong>: a Gaussian process is "
-            f"<strong>{html.escape(self.verdict)}</strong></p>"
-            f"<table><tbody>{findings}</tbody></table><table><thead>{head}</thead><tbody>{numbers}</tbody></table>"
+            f'<div class="report"><p><strong>{html.escape(self.name)}</strong>: a Gaussian process is '
+            f"<strong>{html.escape(self.verdict)}</strong></p><table><thead>"
+            f"{row(['n', *map(str, self.sizes)], 'th')}</thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
 
 
@@ -241,8 +251,8 @@ def _statistics(W: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "mean": total / n,
         "variance": squares / n,
-        "same row": (rows - squares) / n,
-        "same column": (columns - squares) / (n * (n - 1)),
+        "in a row": (rows - squares) / n,
+        "in a column": (columns - squares) / (n * (n - 1)),
         "neither": (total.square() - rows - columns + squares) / (n * (n - 1)),
         **{name: vectors[name].square().square().square().flatten(1).mean(-1) for name in EIGHTH},
         **vars(estimated_moments(W)),

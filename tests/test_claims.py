@@ -26,6 +26,8 @@ def test_estimate_by_hand():
     assert (e.value, e.n) == (2.0, 3)
     assert e.stderr == pytest.approx(1 / math.sqrt(3), rel=1e-15)
     assert estimate(torch.ones(2, 3, dtype=torch.float32)) == Estimate(1.0, 0.0, 6)
+    assert estimate([0.1 + 0.2, 0.3]).stderr == 0  # rounding
+    assert estimate([0.3, 0.3 + 1e-9]).stderr > 0
 
 
 @pytest.mark.parametrize(("n", "quantile"), [(2, 6366.198), (3, 99.992), (10, 6.594), (121, 4.025)])

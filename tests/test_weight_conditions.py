@@ -108,6 +108,14 @@ def test_second_moments_of_known_matrices():
         assert expected == pytest.approx({name: found[name] for name in expected}, abs=1e-12)
 
 
+def test_independent_weights_are_the_invariant_law_with_their_traces():
+    m, n = 5, 9
+    invariant = invariant_moments(m, n, m**2 + 2 * m / n, m * (m + n + 1) / n)
+    assert dataclasses.astuple(invariant) == pytest.approx(
+        dataclasses.astuple(exact_moments(Gaussian(), m, n)), abs=1e-12
+    )
+
+
 def test_moments_by_hand():
     n = 10
     orthogonal = exact_moments(Orthogonal(), 6, n)
