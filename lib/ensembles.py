@@ -26,6 +26,7 @@ from lib.random_matrices import (
     right_divide,
     shuffle,
     wishart,
+    wishart_factor,
 )
 
 
@@ -140,8 +141,8 @@ class LowRank(OfRank):
     def mixing(self, L, A, n, generator):
         m = A.shape[-1]
         r = rank_of(self.rank, m)
-        V = wishart(r, A, generator)
-        return math.sqrt(m / (r * n)) * right_divide(L @ cholesky(V), cholesky(gram(A)))
+        T = wishart_factor(r, A, generator)  # V = T T^T
+        return math.sqrt(m / (r * n)) * right_divide(L @ T, cholesky(gram(A)))
 
     def most_inputs(self, m, n):
         return min(m, n)
@@ -163,7 +164,7 @@ class GaussianProduct(OfRank):
 
     def mixing(self, L, A, n, generator):
         r = rank_of(self.rank, A.shape[-1])
-        return L @ cholesky(wishart(r, A, generator)) / math.sqrt(r * n)
+        return L @ wishart_factor(r, A, generator) / math.sqrt(r * n)
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,9 @@ class BlockSparse(Ensemble):
         if not shuffled:
             Phi = shuffle(Phi, generator)
         columns = Phi.unflatten(-1, (self.blocks, -1)).transpose(-2, -3)
-        G = gram(columns.contiguous())  # (..., blocks, k, k); products of strided batches are slow
-        seen = torch.einsum("rc,...cij->...rij", self._mask().to(G), G)
+        # Contiguous, since products of strided batches are slow.
+        G = gram(columns.to(torch.float64, memory_format=torch.contiguous_format))  # (..., blocks, k, k)
+        seen = sum((G.roll(-shift, -3) for shift in range(1, self.degree)), start=G)
         M = cholesky(seen) * math.sqrt(self.blocks / (self.degree * n))
         A = gaussian(*Phi.shape[:-1], m, generator=generator, dtype=Phi.dtype)
         M, own = M.to(A.dtype), A.unflatten(-1, (self.blocks, -1)).transpose(-2, -3)

@@ -24,8 +24,11 @@ def cholesky(G: Tensor) -> Tensor:
 
     A pivot that is zero up to rounding gives a zero column: equal inputs, or a layer that is all zero, are no error.
     """
-    L = torch.zeros_like(G)
     floor = 8 * torch.finfo(G.dtype).eps * G.diagonal(dim1=-2, dim2=-1)
+    L, failed = torch.linalg.cholesky_ex(G)
+    if not failed.any() and bool((L.diagonal(dim1=-2, dim2=-1).square() > floor).all()):
+        return L
+    L = torch.zeros_like(G)
     for j in range(G.shape[-1]):
         column = G[..., j:, j] - (L[..., j:, :j] @ L[..., j, :j, None])[..., 0]
         pivot = column[..., 0]
@@ -40,20 +43,28 @@ def right_divide(X: Tensor, L: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(L, X, upper=False, left=False)
 
 
-def wishart(freedom: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """``N N^T`` for ``N`` of shape (k, freedom) standard Gaussian, by Bartlett's factor; float64, shape (..., k, k).
+def wishart_factor(freedom: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Lower-triangular ``T``, ``T T^T = N N^T`` for ``N`` of shape (k, freedom) standard Gaussian; float64 (..., k, k).
+
+    Bartlett's factor; with fewer columns than ``k``, ``N`` is drawn itself.
 
     Args:
-        freedom: columns of ``N``; with fewer than ``k`` it is drawn itself.
+        freedom: columns of ``N``.
         like: shape (..., k, m): the batch and ``k``.
     """
     *batch, k, _ = like.shape
     if freedom < k:
-        return gram(gaussian(*batch, k, freedom, generator=generator))
+        return cholesky(gram(gaussian(*batch, k, freedom, generator=generator)))
     T = gaussian(*batch, k, k, generator=generator).tril_(-1)
     chi2 = freedom - torch.arange(k, dtype=torch.float64, device=generator.device)
     chi = torch._standard_gamma(chi2.expand(*batch, k) / 2, generator=generator).mul_(2).sqrt_()
     T.diagonal(dim1=-2, dim2=-1).copy_(chi)
+    return T
+
+
+def wishart(freedom: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """``N N^T`` for ``N`` of shape (k, freedom) standard Gaussian; arguments of :func:`wishart_factor`."""
+    T = wishart_factor(freedom, like, generator)
     return T @ T.mT
 
 
@@ -73,7 +84,7 @@ def contingency_table(batch: tuple[int, ...], rows: int, size: int, groups: int,
     rng = _numpy(generator)
     table = np.zeros((*batch, groups, rows), dtype=np.int64)
     room = np.full((*batch, groups), rows * size // groups)
-    for row in range(rows):
+    for row in range(rows - 1):  # the last row takes the room that is left
         left, pool = np.full(batch, size), room.sum(-1)
         for group in range(groups - 1):
             pool = pool - room[..., group]
@@ -81,6 +92,7 @@ def contingency_table(batch: tuple[int, ...], rows: int, size: int, groups: int,
             left = left - table[..., group, row]
         table[..., -1, row] = left
         room -= table[..., row]
+    table[..., -1] = room
     return torch.from_numpy(table).to(generator.device)
 
 

@@ -70,9 +70,10 @@ def each_layer(ensemble: Ensemble | Sequence[Ensemble], L: int) -> tuple[Ensembl
 
 
 def _layers(ensembles, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, shuffled, dtype):
-    Phi = X.to(generator.device, dtype).expand(networks, *X.shape)
     laws = (Gaussian(), *ensembles)  # the first layer: only one of its dimensions grows
+    Z = None
     for l, (m, law) in enumerate(zip(widths, laws, strict=True)):
+        Phi = phi(Z) if Z is not None else X.to(generator.device, dtype).expand(networks, *X.shape)
         draw = functools.partial(Ensemble.outputs, law) if explicit else law.outputs
         if isinstance(law, BlockSparse) and not (shuffled or explicit):
             following = laws[l + 1] if l + 1 < len(laws) else None
@@ -81,4 +82,3 @@ def _layers(ensembles, X, widths, phi, generator, sigma_w, sigma_b, networks, ex
         if sigma_b:
             Z = Z + sigma_b * gaussian(networks, 1, m, generator=generator, dtype=dtype)
         yield Z
-        Phi = phi(Z)

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from lib.ensembles import FAMILIES, BlockSparse, Ensemble, Gaussian, GaussianProduct, LowRank, Orthogonal, Spectrum
-from lib.random_matrices import cholesky, contingency_table, frame, gram, shuffle, wishart
+from lib.random_matrices import frame, gram
 
 FAMILY_WISE = 1e-3  # chance that any two-sample test of this file fails on correct code
 DRAWS = 20_000
@@ -69,20 +69,6 @@ def test_sorted_outputs_have_the_same_law_up_to_order():
     assert min(p) < FAMILY_WISE / len(STATISTICS)
 
 
-def test_random_groups_are_counted_as_dealing_cards_counts_them():
-    g, rows, size, groups, draws = generator(6), 3, 4, 2, 30_000
-    table = contingency_table((draws,), rows, size, groups, g)
-    assert (table.sum(-1) == rows * size // groups).all()
-    assert (table.sum(-2) == size).all()
-    cards = torch.arange(rows).repeat_interleave(size)[torch.rand(draws, rows * size, generator=g).argsort(-1)]
-    dealt = torch.stack([(cards[:, : rows * size // groups] == row).sum(-1) for row in range(rows)], -1)
-    outcomes = [(t @ torch.tensor([25, 5, 1])).bincount(minlength=125) for t in (table[:, 0], dealt)]
-    both = torch.stack([count[sum(outcomes) > 20] for count in outcomes])
-    assert stats.chi2_contingency(both.numpy()).pvalue > 1e-3
-    with pytest.raises(ValueError, match="groups: got 5"):
-        contingency_table((2,), rows, size, 5, g)
-
-
 @pytest.mark.parametrize("other", [name for name in ENSEMBLES if name != "i.i.d."])
 def test_the_tests_have_power(other):
     """The same statistics tell every family from independent weights."""
@@ -134,15 +120,6 @@ def test_the_mask_is_balanced(degree):
     assert ((W != 0).sum(0) == 2 * degree).all()
 
 
-def test_the_mean_of_a_frame_is_right_in_closed_form():
-    """E u_1^4 = 3 / (m (m + 2)) on the sphere; E Wishart = freedom I."""
-    C = frame(5, 2, generator(), (40_000,))
-    assert float(C[:, 0, 0].pow(4).mean()) == pytest.approx(3 / 35, rel=0.03)
-    for freedom in (2, 7):
-        mean = wishart(freedom, torch.empty(40_000, 3, 1), generator()).mean(0)
-        torch.testing.assert_close(mean, freedom * torch.eye(3, dtype=torch.float64), atol=0.1, rtol=0)
-
-
 @pytest.mark.parametrize("ensemble", FAMILIES.values(), ids=FAMILIES)
 def test_equal_or_zero_inputs_are_no_error(ensemble):
     x = torch.randn(1, 9, dtype=torch.float64, generator=generator())
@@ -157,27 +134,6 @@ def test_more_inputs_than_the_sampler_takes_are_multiplied():
         Z = ensemble.outputs(Phi, 4, generator())
         assert int(torch.linalg.matrix_rank(Z)) <= 4
         assert Z.shape == (9, 4)
-
-
-def test_semidefinite_cholesky():
-    X = torch.randn(6, 5, 3, dtype=torch.float64, generator=generator())
-    G = X @ X.mT  # rank 3 of 5
-    L = cholesky(G)
-    torch.testing.assert_close(L @ L.mT, G, rtol=1e-9, atol=1e-9)
-    assert not L.triu(1).any()
-    full = gram(torch.randn(4, 9, dtype=torch.float64, generator=generator()))
-    torch.testing.assert_close(cholesky(full), torch.linalg.cholesky(full))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_shuffle_moves_whole_columns(k, dtype):
-    Z = torch.arange(k * 50, dtype=dtype).reshape(k, 50).expand(4, k, 50)
-    S = shuffle(Z, generator())
-    assert not torch.equal(S[0], S[1])
-    order = S[:, 0].long()
-    torch.testing.assert_close(S, Z.gather(-1, order[:, None].expand(4, k, 50)))
-    assert (order.sort(-1).values == torch.arange(50)).all()
 
 
 def test_bad_input_is_named():
