@@ -9,9 +9,7 @@ implicit sampler grows with the width.
 
 import argparse
 import math
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from timing import seconds
 from torch import Tensor
 
 from lib.ensembles import FAMILIES, rank_of
@@ -94,17 +93,6 @@ def implicit_networks(
             dtype=torch.float32,
         ):
             pass
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time, after one run that warms up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def main() -> None:

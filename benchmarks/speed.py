@@ -9,7 +9,6 @@ Jacobians with torch.func.jacrev, once; at T = 60 that takes a minute and 2 GB.
 
 import argparse
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from timing import seconds
 
 from lib.attention import (
     isometric_attention,
@@ -31,17 +31,6 @@ from lib.attention import (
 from lib.attention_blocks import Variant, Weights, key_query_weights, markov_weights, run
 from lib.attention_gradients import estimate_log_norms, kronecker_log_norms
 from lib.spectra import covariance_stable_rank, top_singular_values
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time, after one run that warms up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def dense_stable_rank(X: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from lib.ensembles import Gaussian, RightInvariant
 from lib.nngp import check_scales
 from lib.random_matrices import cholesky, gaussian, gram
+from lib.wide_networks import check_sizes
 
 
 def conv_preactivations(
@@ -53,12 +54,9 @@ def conv_preactivations(
     """
     check_images(images, side)
     check_scales(sigma_w, sigma_b)
-    if not channels or any(int(c) != c or c < 1 for c in channels):
-        raise ValueError(f"channels: got {list(channels)}; need c_1, ..., c_L, each an integer >= 1")
+    check_sizes("channels", "c", channels, networks)
     if not isinstance(ensemble, RightInvariant):
         raise ValueError(f"ensemble: {ensemble.name} depends on more than the Gram matrix of its inputs")
-    if int(networks) != networks or networks < 1:
-        raise ValueError(f"networks: got {networks}; need an integer >= 1")
     return _layers(ensemble, images, channels, phi, generator, sigma_w, sigma_b, side, networks, explicit)
 
 
@@ -77,15 +75,15 @@ def check_images(images: Tensor, side: int) -> None:
 
 
 def _layers(ensemble, images, channels, phi, generator, sigma_w, sigma_b, side, networks, explicit):
-    Phi = images.to(generator.device, torch.float64).expand(networks, *images.shape)
-    law: RightInvariant = Gaussian()
+    Z = None
     for c in channels:
+        Phi = phi(Z) if Z is not None else images.to(generator.device, torch.float64).expand(networks, *images.shape)
+        law = ensemble if Z is not None else Gaussian()
         draw = _convolve if _convolves(law, Phi, c, side, explicit) else _mix
         Z = sigma_w * draw(law, Phi, c, side, generator)
         if sigma_b:
             Z = Z + sigma_b * gaussian(networks, 1, c, 1, 1, generator=generator)
         yield Z
-        Phi, law = phi(Z), ensemble
 
 
 def channel_covariance(z: Tensor) -> Tensor:

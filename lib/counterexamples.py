@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lib.ensembles import Ensemble
-from lib.random_matrices import cholesky, gaussian, gram, shuffle
+from lib.ensembles import Ensemble, Gaussian
+from lib.random_matrices import block_grams, cholesky, gaussian, gram, shuffle
 
 
 class Counterexample(Ensemble):
@@ -45,7 +45,7 @@ class RowScales(Counterexample):
         return self._scales(m, batch, generator).mT * gaussian(*batch, m, n, generator=generator) / math.sqrt(n)
 
     def outputs(self, Phi, m, generator, *, shuffled=False):
-        return gaussian_outputs(Phi, m, generator) * self._scales(m, Phi.shape[:-2], generator).to(Phi.dtype)
+        return Gaussian().outputs(Phi, m, generator) * self._scales(m, Phi.shape[:-2], generator).to(Phi.dtype)
 
     def _scales(self, m: int, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """``sqrt(v_i)``, shape (*batch, 1, m)."""
@@ -77,7 +77,7 @@ class BernoulliBlocks(Counterexample):
             raise ValueError(f"density: got {self.density}; the chance to keep a block is in (0, 1]")
 
     def matrix(self, m, n, generator, batch=()):
-        self._check_shape(m, n)
+        _check_blocks(m, n, self.blocks)
         mask = self._mask(batch, generator).repeat_interleave(m // self.blocks, -2)
         mask = shuffle(mask.repeat_interleave(n // self.blocks, -1), generator)  # (*batch, m, n), columns shuffled
         mask = shuffle(mask.mT, generator).mT
@@ -85,10 +85,10 @@ class BernoulliBlocks(Counterexample):
 
     def outputs(self, Phi, m, generator, *, shuffled=False):
         (k, n), batch, b = Phi.shape[-2:], Phi.shape[:-2], self.blocks
-        self._check_shape(m, n)
+        _check_blocks(m, n, self.blocks)
         if not shuffled:
             Phi = shuffle(Phi, generator)
-        G = gram(Phi.unflatten(-1, (b, -1)).transpose(-2, -3))  # (..., blocks, k, k)
+        G = block_grams(Phi, b)
         seen = torch.einsum("...rc,...cij->...rij", self._mask(batch, generator), G)
         M = cholesky(seen) / math.sqrt(self.density * n)
         A = gaussian(*batch, b, k, m // b, generator=generator, dtype=Phi.dtype)
@@ -99,10 +99,6 @@ class BernoulliBlocks(Counterexample):
             *batch, self.blocks, self.blocks, dtype=torch.float64, device=generator.device, generator=generator
         )
         return (coins < self.density).double()
-
-    def _check_shape(self, m: int, n: int) -> None:
-        _check_multiple("m", m, self.blocks)
-        _check_multiple("n", n, self.blocks)
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ class RandomSigns(Counterexample):
 
     def outputs(self, Phi, m, generator, *, shuffled=False):
         eps = signs(*Phi.shape[:-2], 1, m, generator=generator).to(Phi.dtype)
-        return gaussian_outputs(Phi, 1, generator) * eps
+        return Gaussian().outputs(Phi, 1, generator) * eps
 
 
 @dataclass(frozen=True)
@@ -281,19 +277,15 @@ class BlockDiagonal(Counterexample):
     violates: ClassVar[str] = "(i)"
 
     def matrix(self, m, n, generator, batch=()):
-        self._check_shape(m, n)
+        _check_blocks(m, n, self.blocks)
         ones = torch.ones(m // self.blocks, n // self.blocks, dtype=torch.float64, device=generator.device)
         mask = torch.block_diag(*[ones] * self.blocks)
         return mask * gaussian(*batch, m, n, generator=generator) * math.sqrt(self.blocks / n)
 
     def outputs(self, Phi, m, generator, *, shuffled=False):
-        self._check_shape(m, Phi.shape[-1])
+        _check_blocks(m, Phi.shape[-1], self.blocks)
         parts = Phi.unflatten(-1, (self.blocks, -1)).transpose(-2, -3)  # (..., blocks, k, n / blocks)
-        return gaussian_outputs(parts, m // self.blocks, generator).transpose(-2, -3).flatten(-2)
-
-    def _check_shape(self, m: int, n: int) -> None:
-        _check_multiple("m", m, self.blocks)
-        _check_multiple("n", n, self.blocks)
+        return Gaussian().outputs(parts, m // self.blocks, generator).transpose(-2, -3).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -308,12 +300,6 @@ class Rademacher(Counterexample):
 
     def matrix(self, m, n, generator, batch=()):
         return signs(*batch, m, n, generator=generator) / math.sqrt(n)
-
-
-def gaussian_outputs(Phi: Tensor, m: int, generator: torch.Generator) -> Tensor:
-    """``Phi W^T`` for independent N(0, 1/n) entries: ``L A / sqrt(n)``, ``L L^T = Phi Phi^T``; (..., k, n)."""
-    A = gaussian(*Phi.shape[:-1], m, generator=generator, dtype=Phi.dtype)
-    return (cholesky(gram(Phi)) / math.sqrt(Phi.shape[-1])).to(A.dtype) @ A
 
 
 def signs(*shape: int, generator: torch.Generator) -> Tensor:
@@ -346,3 +332,8 @@ def stable(alpha: float, *shape: int, generator: torch.Generator) -> Tensor:
 def _check_multiple(name: str, size: int, blocks: int) -> None:
     if size % blocks:
         raise ValueError(f"{name}: got {size}; {blocks} equal blocks of it need a multiple of {blocks}")
+
+
+def _check_blocks(m: int, n: int, blocks: int) -> None:
+    _check_multiple("m", m, blocks)
+    _check_multiple("n", n, blocks)

@@ -31,7 +31,7 @@ from lib.ensembles import Ensemble
 from lib.gaussian_moments import Activation
 from lib.random_matrices import gaussian
 from lib.structured_ensembles import Shuffled
-from lib.weight_conditions import FourthMoments, estimated_moments
+from lib.weight_conditions import FourthMoments, estimated_moments, estimated_second_moments
 from lib.width_corrections import corrections
 
 Draw = Callable[[int, int, torch.Generator], Tensor]
@@ -243,17 +243,15 @@ def _checked(W: object, shape: tuple[int, ...], name: str) -> Tensor:
 def _statistics(W: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """One value a draw; (draws, n, n)."""
     n = W.shape[-1]
-    R, C = W.sum(-1), W.sum(-2)
-    total, squares = R.sum(-1), W.square().sum((-2, -1))
-    rows, columns = R.square().sum(-1), C.square().sum(-1)
+    second = estimated_second_moments(W)
     a = gaussian(n, 8, generator=generator)
-    vectors = {"flat": R, "random": math.sqrt(n) * (W @ (a / a.norm(dim=0))), "one entry": math.sqrt(n) * W}
+    vectors = {"flat": W.sum(-1), "random": math.sqrt(n) * (W @ (a / a.norm(dim=0))), "one entry": math.sqrt(n) * W}
     return {
-        "mean": total / n,
-        "variance": squares / n,
-        "in a row": (rows - squares) / n,
-        "in a column": (columns - squares) / (n * (n - 1)),
-        "neither": (total.square() - rows - columns + squares) / (n * (n - 1)),
+        "mean": math.sqrt(n) * second["mean"],
+        "variance": 1 + second["variance"],
+        "in a row": (n - 1) * second["same row"],  # the output for a constant vector sums n - 1 of these
+        "in a column": second["same column"],
+        "neither": (n - 1) * second["apart"],
         **{name: vectors[name].square().square().square().flatten(1).mean(-1) for name in EIGHTH},
         **vars(estimated_moments(W)),
     }

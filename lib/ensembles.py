@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lib.random_matrices import (
+    block_grams,
     cholesky,
     contingency_table,
     frame,
@@ -246,9 +247,7 @@ class BlockSparse(Ensemble):
         self._check_shape(m, n)
         if not shuffled:
             Phi = shuffle(Phi, generator)
-        columns = Phi.unflatten(-1, (self.blocks, -1)).transpose(-2, -3)
-        # Contiguous, since products of strided batches are slow.
-        G = gram(columns.to(torch.float64, memory_format=torch.contiguous_format))  # (..., blocks, k, k)
+        G = block_grams(Phi, self.blocks)
         seen = sum((G.roll(-shift, -3) for shift in range(1, self.degree)), start=G)
         M = cholesky(seen) * math.sqrt(self.blocks / (self.degree * n))
         A = gaussian(*Phi.shape[:-1], m, generator=generator, dtype=Phi.dtype)

@@ -19,6 +19,13 @@ def gram(X: Tensor) -> Tensor:
     return X @ X.mT
 
 
+def block_grams(X: Tensor, blocks: int) -> Tensor:
+    """Gram matrices of equal blocks of columns; (..., k, n) -> (..., blocks, k, k)."""
+    parts = X.unflatten(-1, (blocks, -1)).transpose(-2, -3)
+    # Contiguous, since products of strided batches are slow.
+    return gram(parts.to(torch.float64, memory_format=torch.contiguous_format))
+
+
 def cholesky(G: Tensor) -> Tensor:
     """Lower-triangular ``L`` with ``L L^T = G`` for positive *semi*-definite ``G``, shape (..., k, k).
 

@@ -82,8 +82,16 @@ def _half(n: int) -> int:
     return next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
 
 
+class Transform(Ensemble):
+    """An ensemble defined by :meth:`outputs`: its matrix is what it makes of the unit vectors."""
+
+    def matrix(self, m, n, generator, batch=()):
+        eye = torch.eye(n, dtype=torch.float64, device=generator.device).expand(*batch, n, n)
+        return self.outputs(eye, m, generator).mT
+
+
 @dataclass(frozen=True)
-class Butterfly(Ensemble):
+class Butterfly(Transform):
     """``W = B_1 B_2 ... B_L``, ``n = 2^L``: factor ``s`` mixes the pairs of indices that differ in their bit ``s``.
 
     Each pair has a random 2 x 2 block of its own, ``n L / 2`` of them: rotations by a uniform angle, which make ``W``
@@ -95,10 +103,6 @@ class Butterfly(Ensemble):
     @property
     def name(self) -> str:
         return "butterfly, Gaussian" if self.gaussian else "butterfly, rotations"
-
-    def matrix(self, m, n, generator, batch=()):
-        eye = torch.eye(n, dtype=torch.float64, device=generator.device).expand(*batch, n, n)
-        return self.outputs(eye, m, generator).mT
 
     def outputs(self, Phi, m, generator, *, shuffled=False):
         *batch, k, n = Phi.shape
@@ -121,7 +125,7 @@ class Butterfly(Ensemble):
 
 
 @dataclass(frozen=True)
-class SignedHadamard(Ensemble):
+class SignedHadamard(Transform):
     """``W = H D_k ... H D_1``: Walsh-Hadamard transforms, orthogonal, and diagonals of independent random signs.
 
     ``k n`` random bits and ``O(k n log n)`` operations. ``n`` is a power of 2.
@@ -138,10 +142,6 @@ class SignedHadamard(Ensemble):
     def __post_init__(self):
         if self.rounds < 1:
             raise ValueError(f"rounds: got {self.rounds}; need an integer >= 1")
-
-    def matrix(self, m, n, generator, batch=()):
-        eye = torch.eye(n, dtype=torch.float64, device=generator.device).expand(*batch, n, n)
-        return self.outputs(eye, m, generator).mT
 
     def outputs(self, Phi, m, generator, *, shuffled=False):
         *batch, _, n = Phi.shape

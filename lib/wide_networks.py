@@ -51,13 +51,18 @@ def preactivations(
     """
     if X.ndim != 2 or not X.is_floating_point() or not X.isfinite().all():
         raise ValueError(f"X: got {X.dtype} of shape {tuple(X.shape)}; need k finite inputs as rows, shape (k, N_0)")
-    if not widths or any(int(n) != n or n < 1 for n in widths):
-        raise ValueError(f"widths: got {list(widths)}; need N_1, ..., N_L, each an integer >= 1")
+    check_sizes("widths", "N", widths, networks)
     check_scales(sigma_w, sigma_b)
-    if int(networks) != networks or networks < 1:
-        raise ValueError(f"networks: got {networks}; need an integer >= 1")
     ensembles = each_layer(ensemble, len(widths))
     return _layers(ensembles, X, widths, phi, generator, sigma_w, sigma_b, networks, explicit, shuffled, dtype)
+
+
+def check_sizes(name: str, letter: str, sizes: Sequence[int], networks: int) -> None:
+    """Refuses no layers, and sizes of layers or a number of networks that are not positive integers."""
+    if not sizes or any(int(n) != n or n < 1 for n in sizes):
+        raise ValueError(f"{name}: got {list(sizes)}; need {letter}_1, ..., {letter}_L, each an integer >= 1")
+    if int(networks) != networks or networks < 1:
+        raise ValueError(f"networks: got {networks}; need an integer >= 1")
 
 
 def each_layer(ensemble: Ensemble | Sequence[Ensemble], L: int) -> tuple[Ensemble, ...]:
